@@ -1,0 +1,439 @@
+"""The folder of one distillation run: its configuration, its events, its checkpoint, its results.
+
+    with RunDirectory.open("runs/first", {"seed": 0, "recipe": {"rounds": 20}}) as run:
+        state = run.load_checkpoint()           # None: nothing to resume from
+        for round in range(0 if state is None else state["round"] + 1, 20):
+            run.event("round", round=round, losses={"kd": 0.3})
+            run.save_checkpoint({"round": round})
+
+The same command on the same folder resumes. One process at a time holds a folder: the lock dies
+with its process, however that ends. A checkpoint remembers how long `events.jsonl` was, and
+loading it cuts off what came later, so that a resumed run tells each event once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import json
+import math
+import os
+import pickle
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from genkd.durable import atomic_write
+from genkd.errors import ConfigurationError, InputFileRefused, ResourceExhausted
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+# Its presence says that a folder is a run directory; it stays in place so that a lock always has
+# the same inode to hold on to.
+LOCK_FILE = "genkd-run.lock"
+CONFIGURATION_FILE = "config.json"
+EVENTS_FILE = "events.jsonl"
+CHECKPOINT_FILE = "checkpoint.pt"
+TENSORBOARD_FOLDER = "tensorboard"
+TENSORBOARD_FILES = "events.out.tfevents.*"
+# What distilling writes, and so what a fresh start may delete. Nothing else is ever deleted.
+RESULT_FILES = (
+    *("samples.npz", "result.json", "student.safetensors", "student.json", "student.onnx"),
+    *("evaluation.json", "report.html"),
+)
+# A published run: its release is signed, and perhaps recorded, so its student must not change.
+RELEASE_FOLDER = "release"
+DIFFERENCES_SHOWN = 5
+
+
+class RunDirectory:
+    """An open, locked run directory. Made by `open`, not by the constructor.
+
+    Attributes:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path, lock: BinaryIO, configuration: dict[str, object]) -> None:
+        self.path = path
+        self._lock = lock
+        self._fingerprint = hashlib.sha256(_encode(configuration)).hexdigest()
+        self._events: io.FileIO | None = None
+        self._tensorboard: SummaryWriter | None = None
+        self._tensorboard_wanted = True
+        self._next_round = 0
+
+    @classmethod
+    def open(
+        cls, path: str | Path, configuration: Mapping[str, object], *, fresh: bool = False
+    ) -> RunDirectory:
+        """Create a run directory, or open the one that is there to resume it.
+
+        Args:
+            path: The folder; made with its parents if it is missing.
+            configuration: All that decides the outcome of the run: JSON values, `Path`s, and
+                mappings and sequences of them.
+            fresh: Delete what an earlier run wrote there and start anew.
+
+        Raises:
+            ConfigurationError: If the folder holds a run of another configuration, a published
+                release that `fresh` would contradict, or files that are no run; or if another
+                process works in it.
+            InputFileRefused: If `config.json` cannot be read.
+            ResourceExhausted: If the folder cannot be made or written.
+        """
+        path = Path(path)
+        wanted = _plain(configuration)
+        if not isinstance(wanted, dict):
+            raise TypeError(f"a configuration is a mapping, not {type(configuration).__name__}")
+        _claim(path)
+        lock = _lock(path)
+        try:
+            if fresh:
+                _delete_run(path)
+            known = _read_configuration(path)
+            if known is None:
+                atomic_write(path / CONFIGURATION_FILE, _encode(wanted))
+            elif known != wanted:
+                raise ConfigurationError(
+                    f"{path} holds a run of another configuration: {_difference(known, wanted)}",
+                    hint="repeat the command of that run to resume it, choose another --out, "
+                    "or start anew with --fresh",
+                )
+        except BaseException:
+            lock.close()
+            raise
+        return cls(path, lock, wanted)
+
+    def event(self, name: str, **values: object) -> None:
+        """Append one line to `events.jsonl`, and its numbers to TensorBoard.
+
+        Args:
+            name: What happened: start, round, warning, resume, end.
+            **values: JSON values, and mappings of them. NaN and infinity are written as null.
+                Numbers go to TensorBoard at the step `round`, under names such as `losses/kd`.
+
+        Raises:
+            ResourceExhausted: If the disk is full or the folder cannot be written.
+        """
+        time = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = json.dumps(_finite({"event": name, "time": time, **values}), ensure_ascii=False)
+        self._append(line.encode() + b"\n")
+        step = values.get("round")
+        if isinstance(step, int):
+            self._write_scalars(step, values)
+            self._next_round = max(self._next_round, step + 1)
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Replace the checkpoint by `state`.
+
+        Args:
+            state: Tensors, numbers, strings, and dicts, lists and tuples of them: what
+                `torch.load(..., weights_only=True)` reads back.
+
+        Raises:
+            ResourceExhausted: If the disk is full; the checkpoint before it is kept.
+        """
+        import torch
+
+        events = self._open_events()
+        # The length below must not outlive the lines it counts when the power fails.
+        os.fsync(events.fileno())
+        if self._tensorboard is not None:
+            self._tensorboard.flush()
+        buffer = io.BytesIO()
+        torch.save(
+            {
+                "configuration": self._fingerprint,
+                "events_length": os.fstat(events.fileno()).st_size,
+                "next_round": self._next_round,
+                "state": state,
+            },
+            buffer,
+        )
+        atomic_write(self.path / CHECKPOINT_FILE, buffer.getvalue())
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The state last saved, with tensors on the CPU, or None if there is none.
+
+        To be called before the first `event`: it cuts `events.jsonl` back to what was there when
+        the checkpoint was saved, to nothing if there is no checkpoint.
+
+        Raises:
+            InputFileRefused: If the checkpoint is broken, or of another configuration.
+        """
+        path = self.path / CHECKPOINT_FILE
+        saved = _read_checkpoint(path)
+        if saved is None:
+            self._cut_events(0)
+            _delete_tensorboard(self.path)
+            return None
+        if saved["configuration"] != self._fingerprint:
+            raise InputFileRefused(
+                f"{path} is the checkpoint of a run of another configuration",
+                hint="put the right file back, or start anew with --fresh",
+            )
+        self._cut_events(saved["events_length"])
+        self._next_round = saved["next_round"]
+        state: dict[str, Any] = saved["state"]
+        return state
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write one of `RESULT_FILES`, whole or not at all.
+
+        Raises:
+            ValueError: If `name` is not among them, so that a fresh start would not delete it.
+            ResourceExhausted: If the disk is full or the folder cannot be written.
+        """
+        if name not in RESULT_FILES:
+            raise ValueError(f"{name!r} is no file of a run directory; add it to RESULT_FILES")
+        atomic_write(self.path / name, data)
+
+    def write_json(self, name: str, obj: object) -> None:
+        """Write `obj` as indented JSON; NaN and infinity become null. Raises as `write_bytes`."""
+        text = json.dumps(_finite(obj), indent=2, ensure_ascii=False)
+        self.write_bytes(name, text.encode() + b"\n")
+
+    def close(self) -> None:
+        """Finish the logs and let go of the lock. Harmless when repeated."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+            self._tensorboard = None
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+        self._lock.close()
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _open_events(self) -> io.FileIO:
+        if self._events is None:
+            path = self.path / EVENTS_FILE
+            try:
+                # Unbuffered: what was reported survives a kill.
+                self._events = io.FileIO(path, "a")
+            except OSError as error:
+                raise _cannot_write(path, error) from error
+        return self._events
+
+    def _append(self, line: bytes) -> None:
+        events = self._open_events()
+        try:
+            written = events.write(line)
+        except OSError as error:
+            raise _cannot_write(self.path / EVENTS_FILE, error) from error
+        if written != len(line):
+            raise ResourceExhausted(
+                f"the disk is full: {self.path / EVENTS_FILE} cannot be written",
+                hint="free some space, then repeat the same command to resume",
+            )
+
+    def _cut_events(self, length: int) -> None:
+        path = self.path / EVENTS_FILE
+        try:
+            # Never longer: truncating upwards would fill the file with NULs.
+            if path.exists() and path.stat().st_size > length:
+                os.truncate(path, length)
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+
+    def _write_scalars(self, step: int, values: Mapping[str, object]) -> None:
+        if self._tensorboard is None and self._tensorboard_wanted:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                # The numbers are in events.jsonl too, so its absence stops nothing.
+                self._tensorboard_wanted = False
+                return
+            # On resume TensorBoard drops what a killed process logged past its checkpoint.
+            purge_step = self._next_round if self._next_round > 0 else None
+            folder = str(self.path / TENSORBOARD_FOLDER)
+            self._tensorboard = SummaryWriter(folder, purge_step=purge_step)
+        if self._tensorboard is not None:
+            for name, number in _numbers(values):
+                self._tensorboard.add_scalar(name, number, step)
+
+
+def _claim(path: Path) -> None:
+    """Make sure that `path` is a folder which is empty or a run directory."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        names = {entry.name for entry in path.iterdir()}
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigurationError(
+            f"{path} is not a folder", hint="choose another --out, or move that file away"
+        ) from error
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    if names and LOCK_FILE not in names:
+        raise ConfigurationError(
+            f"{path} is not empty and is not a run directory",
+            hint="choose another --out: a run never touches the files of others",
+        )
+
+
+def _lock(path: Path) -> BinaryIO:
+    """Take the run directory for this process, and write down which process that is."""
+    try:
+        # "a", not "w": the number of the process that holds it must survive our failing.
+        lock = open(path / LOCK_FILE, "a+b", buffering=0)  # noqa: SIM115 (held until close())
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n".encode())
+    except BlockingIOError as error:
+        lock.seek(0)
+        holder = lock.read(32).decode("ascii", "replace").strip()
+        lock.close()
+        raise ConfigurationError(
+            f"{path} is in use by another process ({holder or 'unknown'})",
+            hint="wait for it, stop it, or choose another --out",
+        ) from error
+    except OSError as error:
+        lock.close()
+        raise _cannot_write(path, error) from error
+    return lock
+
+
+def _delete_run(path: Path) -> None:
+    """Delete what an earlier run wrote in `path`, the checkpoint first."""
+    if (path / RELEASE_FOLDER).exists():
+        raise ConfigurationError(
+            f"{path} was published: its release would no longer match a fresh student",
+            hint="choose another --out",
+        )
+    try:
+        # The configuration goes last: a fresh start killed on the way is still a run directory.
+        for name in (CHECKPOINT_FILE, *RESULT_FILES, EVENTS_FILE):
+            (path / name).unlink(missing_ok=True)
+        _delete_tensorboard(path)
+        (path / CONFIGURATION_FILE).unlink(missing_ok=True)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _delete_tensorboard(path: Path) -> None:
+    folder = path / TENSORBOARD_FOLDER
+    if folder.is_dir() and not folder.is_symlink():
+        for file in folder.glob(TENSORBOARD_FILES):
+            file.unlink()
+
+
+def _read_configuration(path: Path) -> dict[str, object] | None:
+    file = path / CONFIGURATION_FILE
+    try:
+        known = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputFileRefused(
+            f"{file} cannot be read: {error}",
+            hint="start anew with --fresh, or choose another --out",
+        ) from error
+    if not isinstance(known, dict):
+        raise InputFileRefused(
+            f"{file} does not hold a configuration",
+            hint="start anew with --fresh, or choose another --out",
+        )
+    return known
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    import torch
+
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        raise InputFileRefused(
+            f"{path} is broken and cannot be resumed from", hint="start anew with --fresh"
+        ) from error
+    expected = {"configuration", "events_length", "next_round", "state"}
+    if not isinstance(saved, dict) or set(saved) != expected:
+        raise InputFileRefused(
+            f"{path} is not a checkpoint of this package", hint="start anew with --fresh"
+        )
+    return saved
+
+
+def _plain(value: object) -> object:
+    """`value` as JSON would give it back; raises TypeError on what JSON cannot hold."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def _finite(value: object) -> object:
+    """`_plain(value)` with None for NaN and infinity, which JSON does not have."""
+    value = _plain(value)
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _encode(configuration: Mapping[str, object]) -> bytes:
+    text = json.dumps(configuration, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    return text.encode() + b"\n"
+
+
+def _flat(value: object, name: str = "") -> Iterator[tuple[str, object]]:
+    """`{"recipe": {"rounds": 3}}` as `("recipe.rounds", 3)`."""
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _flat(item, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value
+
+
+def _numbers(values: Mapping[str, object]) -> Iterator[tuple[str, float]]:
+    """The finite numbers of an event under TensorBoard's names: `losses/kd`."""
+    for name, value in _flat(values):
+        if name != "round" and isinstance(value, int | float) and math.isfinite(value):
+            yield name.replace(".", "/"), float(value)
+
+
+def _difference(known: Mapping[str, object], wanted: Mapping[str, object]) -> str:
+    """`seed is 0 there, 1 here; student is ...`, at most `DIFFERENCES_SHOWN` of them."""
+    there, here = dict(_flat(known)), dict(_flat(wanted))
+    absent = object()  # differs from null, which is a value
+    names = [n for n in sorted({*there, *here}) if there.get(n, absent) != here.get(n, absent)]
+
+    def shown(values: Mapping[str, object], name: str) -> str:
+        return json.dumps(values[name], ensure_ascii=False) if name in values else "absent"
+
+    parts = [f"{n} is {shown(there, n)} there, {shown(here, n)} here" for n in names]
+    if len(parts) > DIFFERENCES_SHOWN:
+        parts[DIFFERENCES_SHOWN:] = [f"and {len(parts) - DIFFERENCES_SHOWN} more"]
+    return "; ".join(parts)
+
+
+def _cannot_write(path: Path, error: OSError) -> ResourceExhausted:
+    return ResourceExhausted(
+        f"{path} cannot be written: {error.strerror or error}",
+        hint="free some space or choose a folder that you may write with --out, then repeat",
+    )
