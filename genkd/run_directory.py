@@ -17,10 +17,9 @@ import fcntl
 import hashlib
 import io
 import json
-import math
 import os
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +27,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from genkd.durable import atomic_write
 from genkd.errors import ConfigurationError, InputFileRefused, ResourceExhausted
+from genkd.json_values import difference, encode, finite, numbers, plain
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -47,7 +47,6 @@ RESULT_FILES = (
 )
 # A published run: its release is signed, and perhaps recorded, so its student must not change.
 RELEASE_FOLDER = "release"
-DIFFERENCES_SHOWN = 5
 
 
 class RunDirectory:
@@ -60,7 +59,7 @@ class RunDirectory:
     def __init__(self, path: Path, lock: BinaryIO, configuration: dict[str, object]) -> None:
         self.path = path
         self._lock = lock
-        self._fingerprint = hashlib.sha256(_encode(configuration)).hexdigest()
+        self._fingerprint = hashlib.sha256(encode(configuration)).hexdigest()
         self._events: io.FileIO | None = None
         self._tensorboard: SummaryWriter | None = None
         self._tensorboard_wanted = True
@@ -86,7 +85,7 @@ class RunDirectory:
             ResourceExhausted: If the folder cannot be made or written.
         """
         path = Path(path)
-        wanted = _plain(configuration)
+        wanted = plain(configuration)
         if not isinstance(wanted, dict):
             raise TypeError(f"a configuration is a mapping, not {type(configuration).__name__}")
         _claim(path)
@@ -96,10 +95,10 @@ class RunDirectory:
                 _delete_run(path)
             known = _read_configuration(path)
             if known is None:
-                atomic_write(path / CONFIGURATION_FILE, _encode(wanted))
+                atomic_write(path / CONFIGURATION_FILE, encode(wanted))
             elif known != wanted:
                 raise ConfigurationError(
-                    f"{path} holds a run of another configuration: {_difference(known, wanted)}",
+                    f"{path} holds a run of another configuration: {difference(known, wanted)}",
                     hint="repeat the command of that run to resume it, choose another --out, "
                     "or start anew with --fresh",
                 )
@@ -120,7 +119,7 @@ class RunDirectory:
             ResourceExhausted: If the disk is full or the folder cannot be written.
         """
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = json.dumps(_finite({"event": name, "time": time, **values}), ensure_ascii=False)
+        line = json.dumps(finite({"event": name, "time": time, **values}), ensure_ascii=False)
         self._append(line.encode() + b"\n")
         step = values.get("round")
         if isinstance(step, int):
@@ -194,7 +193,7 @@ class RunDirectory:
 
     def write_json(self, name: str, obj: object) -> None:
         """Write `obj` as indented JSON; NaN and infinity become null. Raises as `write_bytes`."""
-        text = json.dumps(_finite(obj), indent=2, ensure_ascii=False)
+        text = json.dumps(finite(obj), indent=2, ensure_ascii=False)
         self.write_bytes(name, text.encode() + b"\n")
 
     def close(self) -> None:
@@ -262,8 +261,9 @@ class RunDirectory:
             folder = str(self.path / TENSORBOARD_FOLDER)
             self._tensorboard = SummaryWriter(folder, purge_step=purge_step)
         if self._tensorboard is not None:
-            for name, number in _numbers(values):
-                self._tensorboard.add_scalar(name, number, step)
+            for name, number in numbers(values):
+                if name != "round":
+                    self._tensorboard.add_scalar(name, number, step)
 
 
 def _claim(path: Path) -> None:
@@ -369,67 +369,6 @@ def _read_checkpoint(path: Path) -> dict[str, Any] | None:
             f"{path} is not a checkpoint of this package", hint="start anew with --fresh"
         )
     return saved
-
-
-def _plain(value: object) -> object:
-    """`value` as JSON would give it back; raises TypeError on what JSON cannot hold."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
-
-
-def _finite(value: object) -> object:
-    """`_plain(value)` with None for NaN and infinity, which JSON does not have."""
-    value = _plain(value)
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def _encode(configuration: Mapping[str, object]) -> bytes:
-    text = json.dumps(configuration, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
-    return text.encode() + b"\n"
-
-
-def _flat(value: object, name: str = "") -> Iterator[tuple[str, object]]:
-    """`{"recipe": {"rounds": 3}}` as `("recipe.rounds", 3)`."""
-    if isinstance(value, Mapping) and value:
-        for key, item in value.items():
-            yield from _flat(item, f"{name}.{key}" if name else str(key))
-    else:
-        yield name, value
-
-
-def _numbers(values: Mapping[str, object]) -> Iterator[tuple[str, float]]:
-    """The finite numbers of an event under TensorBoard's names: `losses/kd`."""
-    for name, value in _flat(values):
-        if name != "round" and isinstance(value, int | float) and math.isfinite(value):
-            yield name.replace(".", "/"), float(value)
-
-
-def _difference(known: Mapping[str, object], wanted: Mapping[str, object]) -> str:
-    """`seed is 0 there, 1 here; student is ...`, at most `DIFFERENCES_SHOWN` of them."""
-    there, here = dict(_flat(known)), dict(_flat(wanted))
-    absent = object()  # differs from null, which is a value
-    names = [n for n in sorted({*there, *here}) if there.get(n, absent) != here.get(n, absent)]
-
-    def shown(values: Mapping[str, object], name: str) -> str:
-        return json.dumps(values[name], ensure_ascii=False) if name in values else "absent"
-
-    parts = [f"{n} is {shown(there, n)} there, {shown(here, n)} here" for n in names]
-    if len(parts) > DIFFERENCES_SHOWN:
-        parts[DIFFERENCES_SHOWN:] = [f"and {len(parts) - DIFFERENCES_SHOWN} more"]
-    return "; ".join(parts)
 
 
 def _cannot_write(path: Path, error: OSError) -> ResourceExhausted:
