@@ -1,0 +1,105 @@
+"""What a verifier asks of a chain, and nothing more.
+
+`contracts` implements `ChainReader` over JSON-RPC; `MemoryRegistry` is its twin for tests and for
+trying things out. Neither this module nor any that imports it knows web3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from genkd.provenance.record import StudentRecord
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the registry says of one record, at one block (`StudentRegistry.verify`).
+
+    Attributes:
+        block: The block's number.
+        record_id: The EIP-712 digest as the contract computed it, 32 bytes.
+        identity: The enrolled identity behind the signing key; the zero address when none.
+        recorded_at: Unix second of the block that recorded it, on its own or in a round; 0 when it
+            is not recorded.
+        node_enrolled: Whether the signing key was enrolled at `recorded_at`.
+        profile_hash: The digest of the key's node profile as enrolled, 32 bytes.
+        teacher_at: Unix second at which the identity committed to the teacher; 0 when never.
+        revoked_by_node: Unix second of the identity's revocation; 0 when none.
+        revoked_by_owner: Unix second of the registry owner's revocation; 0 when none.
+    """
+
+    block: int
+    record_id: bytes
+    identity: str
+    recorded_at: int
+    node_enrolled: bool
+    profile_hash: bytes
+    teacher_at: int
+    revoked_by_node: int
+    revoked_by_owner: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The same question answered at two blocks of one chain.
+
+    Attributes:
+        confirmed: At the newest block that counts as final (the `finalized` tag, or N blocks deep).
+        latest: At the newest block. A revocation or a removal is heeded from here, at once.
+    """
+
+    confirmed: Verdict
+    latest: Verdict
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the registry says of a record id alone (single path only: a round keeps one root).
+
+    Attributes:
+        node: The signing key that recorded it.
+        recorded_at: Unix second, never 0.
+        node_enrolled: Whether that key was enrolled then, as seen now.
+        revoked: Whether its identity or the owner took it back.
+    """
+
+    node: str
+    recorded_at: int
+    node_enrolled: bool
+    revoked: bool
+
+
+class ChainReader(Protocol):
+    """A trusted registry on a trusted chain, read-only.
+
+    Every method raises `CannotCheck` when the chain is silent, slow, answers nonsense, answers too
+    much, or contradicts itself; never anything else, and it never guesses.
+    """
+
+    def chain_id(self) -> int:
+        """The chain id the endpoint itself reports (not the one it was asked to be)."""
+        ...
+
+    def fault_of_contract(self) -> str | None:
+        """One line on why the code at the registry's address is not this project's; None if it is.
+
+        The runtime code is compared with the compiled artifact, immutables masked, and the masked
+        values (domain separator, chain id, address) with what they must be.
+        """
+        ...
+
+    def look_up(self, record: StudentRecord, signature: bytes, proof: Sequence[bytes]) -> Answer:
+        """What the registry says of a record.
+
+        Args:
+            record: The record, whose id the contract computes itself.
+            signature: The node's signature over the record id.
+            proof: The Merkle proof into its round's root; empty on the single path.
+        """
+        ...
+
+    def entry(self, record_id: bytes) -> Entry | None:
+        """What the registry says of a record id alone, at the confirmed block; None if unknown."""
+        ...
