@@ -11,47 +11,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from genkd.card import ModelSpec
 from genkd.errors import InputFileRefused, UsageError
+
+__all__ = ["ModelSpec", "build_model", "build_on_meta", "builder_of", "known_architectures"]
 
 # Widths of the three stages of the small residual networks (He et al. 2015, section 4.2).
 STAGE_CHANNELS = (16, 32, 64)
 # `-half` and `-quarter` scale every width of a network; 'x4' is the naming of the KD literature.
 WIDTH_SUFFIXES = {"": 1.0, "-half": 0.5, "-quarter": 0.25, "x2": 2.0, "x4": 4.0}
-MAX_DEPTH = 1202  # the deepest network of He et al. 2015; a bound on what a file may ask us to build
+MAX_DEPTH = (
+    1202  # the deepest network of He et al. 2015; a bound on what a file may ask us to build
+)
 MAX_WIDEN_FACTOR = 20
-MAX_CLASSES = 100_000
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """What is needed to build a network, and nothing else.
-
-    Attributes:
-        architecture: A name of `known_architectures`, or `torchvision:NAME`, `timm:NAME`.
-        num_classes: K, the length of the logits, at least 2.
-        in_channels: C of the images, at least 1 (1 gray, 3 colour).
-    """
-
-    architecture: str
-    num_classes: int
-    in_channels: int
-
-    def __post_init__(self) -> None:
-        if not 2 <= self.num_classes <= MAX_CLASSES:
-            raise UsageError(
-                f"{self.num_classes} classes: a classifier has 2 to {MAX_CLASSES}",
-                hint="give the number of classes the teacher was trained on",
-            )
-        if not 1 <= self.in_channels <= 64:
-            raise UsageError(
-                f"{self.in_channels} image channels: 1 to 64 are supported",
-                hint="1 for gray images, 3 for colour",
-            )
 
 
 class ResidualBlock(nn.Module):
@@ -335,7 +311,7 @@ def build_on_meta(spec: ModelSpec) -> nn.Module:
 
 
 def known_architectures() -> list[str]:
-    """The names tried when a bare file must be recognised: ours, then torchvision's ResNets and co."""
+    """The names tried to recognise a bare file: ours, then common ones of torchvision."""
     ours = [f"resnet{d}{s}" for d in (8, 14, 20, 26, 32, 44, 56, 110) for s in WIDTH_SUFFIXES]
     ours += [f"wrn{d}-{k}" for d in (10, 16, 22, 28, 40) for k in (1, 2, 4, 8, 10)]
     ours += [f"lenet5{b}{s}" for b in ("", "-bn") for s in WIDTH_SUFFIXES]
