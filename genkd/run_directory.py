@@ -20,26 +20,21 @@ import json
 import os
 import pickle
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
-from genkd.durable import atomic_write
-from genkd.errors import ConfigurationError, InputFileRefused, ResourceExhausted
-from genkd.json_values import difference, encode, finite, numbers, plain
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from genkd.durable import TEMPORARY_PREFIX, atomic_write, unwritable
+from genkd.errors import ConfigurationError, InputFileRefused
+from genkd.event_log import EVENTS_FILE, TENSORBOARD_FOLDER, EventLog, Mark, delete_tensorboard
+from genkd.json_values import difference, encode, finite, plain
 
 # Its presence says that a folder is a run directory; it stays in place so that a lock always has
 # the same inode to hold on to.
 LOCK_FILE = "genkd-run.lock"
 CONFIGURATION_FILE = "config.json"
-EVENTS_FILE = "events.jsonl"
 CHECKPOINT_FILE = "checkpoint.pt"
-TENSORBOARD_FOLDER = "tensorboard"
-TENSORBOARD_FILES = "events.out.tfevents.*"
+ZIP_MAGIC = b"PK\x03\x04"
 # What distilling writes, and so what a fresh start may delete. Nothing else is ever deleted.
 RESULT_FILES = (
     *("samples.npz", "result.json", "student.safetensors", "student.json", "student.onnx"),
@@ -60,10 +55,7 @@ class RunDirectory:
         self.path = path
         self._lock = lock
         self._fingerprint = hashlib.sha256(encode(configuration)).hexdigest()
-        self._events: io.FileIO | None = None
-        self._tensorboard: SummaryWriter | None = None
-        self._tensorboard_wanted = True
-        self._next_round = 0
+        self._log = EventLog(path)
 
     @classmethod
     def open(
@@ -91,6 +83,7 @@ class RunDirectory:
         _claim(path)
         lock = _lock(path)
         try:
+            _delete_temporaries(path)
             if fresh:
                 _delete_run(path)
             known = _read_configuration(path)
@@ -118,13 +111,7 @@ class RunDirectory:
         Raises:
             ResourceExhausted: If the disk is full or the folder cannot be written.
         """
-        time = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = json.dumps(finite({"event": name, "time": time, **values}), ensure_ascii=False)
-        self._append(line.encode() + b"\n")
-        step = values.get("round")
-        if isinstance(step, int):
-            self._write_scalars(step, values)
-            self._next_round = max(self._next_round, step + 1)
+        self._log.append(name, values)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint by `state`.
@@ -138,22 +125,19 @@ class RunDirectory:
         """
         import torch
 
-        events = self._open_events()
-        # The length below must not outlive the lines it counts when the power fails.
-        os.fsync(events.fileno())
-        if self._tensorboard is not None:
-            self._tensorboard.flush()
+        # First, so that the mark never outlives the lines it counts.
+        mark = self._log.mark()
         buffer = io.BytesIO()
         torch.save(
             {
                 "configuration": self._fingerprint,
-                "events_length": os.fstat(events.fileno()).st_size,
-                "next_round": self._next_round,
+                "events_length": mark.length,
+                "next_round": mark.next_round,
                 "state": state,
             },
             buffer,
         )
-        atomic_write(self.path / CHECKPOINT_FILE, buffer.getvalue())
+        atomic_write(self.path / CHECKPOINT_FILE, buffer.getbuffer())
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The state last saved, with tensors on the CPU, or None if there is none.
@@ -167,16 +151,14 @@ class RunDirectory:
         path = self.path / CHECKPOINT_FILE
         saved = _read_checkpoint(path)
         if saved is None:
-            self._cut_events(0)
-            _delete_tensorboard(self.path)
+            self._log.cut(Mark())
             return None
         if saved["configuration"] != self._fingerprint:
             raise InputFileRefused(
                 f"{path} is the checkpoint of a run of another configuration",
                 hint="put the right file back, or start anew with --fresh",
             )
-        self._cut_events(saved["events_length"])
-        self._next_round = saved["next_round"]
+        self._log.cut(Mark(saved["events_length"], saved["next_round"]))
         state: dict[str, Any] = saved["state"]
         return state
 
@@ -198,12 +180,7 @@ class RunDirectory:
 
     def close(self) -> None:
         """Finish the logs and let go of the lock. Harmless when repeated."""
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-            self._tensorboard = None
-        if self._events is not None:
-            self._events.close()
-            self._events = None
+        self._log.close()
         self._lock.close()
 
     def __enter__(self) -> RunDirectory:
@@ -217,54 +194,6 @@ class RunDirectory:
     ) -> None:
         self.close()
 
-    def _open_events(self) -> io.FileIO:
-        if self._events is None:
-            path = self.path / EVENTS_FILE
-            try:
-                # Unbuffered: what was reported survives a kill.
-                self._events = io.FileIO(path, "a")
-            except OSError as error:
-                raise _cannot_write(path, error) from error
-        return self._events
-
-    def _append(self, line: bytes) -> None:
-        events = self._open_events()
-        try:
-            written = events.write(line)
-        except OSError as error:
-            raise _cannot_write(self.path / EVENTS_FILE, error) from error
-        if written != len(line):
-            raise ResourceExhausted(
-                f"the disk is full: {self.path / EVENTS_FILE} cannot be written",
-                hint="free some space, then repeat the same command to resume",
-            )
-
-    def _cut_events(self, length: int) -> None:
-        path = self.path / EVENTS_FILE
-        try:
-            # Never longer: truncating upwards would fill the file with NULs.
-            if path.exists() and path.stat().st_size > length:
-                os.truncate(path, length)
-        except OSError as error:
-            raise _cannot_write(path, error) from error
-
-    def _write_scalars(self, step: int, values: Mapping[str, object]) -> None:
-        if self._tensorboard is None and self._tensorboard_wanted:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                # The numbers are in events.jsonl too, so its absence stops nothing.
-                self._tensorboard_wanted = False
-                return
-            # On resume TensorBoard drops what a killed process logged past its checkpoint.
-            purge_step = self._next_round if self._next_round > 0 else None
-            folder = str(self.path / TENSORBOARD_FOLDER)
-            self._tensorboard = SummaryWriter(folder, purge_step=purge_step)
-        if self._tensorboard is not None:
-            for name, number in numbers(values):
-                if name != "round":
-                    self._tensorboard.add_scalar(name, number, step)
-
 
 def _claim(path: Path) -> None:
     """Make sure that `path` is a folder which is empty or a run directory."""
@@ -276,7 +205,7 @@ def _claim(path: Path) -> None:
             f"{path} is not a folder", hint="choose another --out, or move that file away"
         ) from error
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise unwritable(path, error) from error
     if names and LOCK_FILE not in names:
         raise ConfigurationError(
             f"{path} is not empty and is not a run directory",
@@ -290,7 +219,7 @@ def _lock(path: Path) -> BinaryIO:
         # "a", not "w": the number of the process that holds it must survive our failing.
         lock = open(path / LOCK_FILE, "a+b", buffering=0)  # noqa: SIM115 (held until close())
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise unwritable(path, error) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         lock.truncate(0)
@@ -305,7 +234,7 @@ def _lock(path: Path) -> BinaryIO:
         ) from error
     except OSError as error:
         lock.close()
-        raise _cannot_write(path, error) from error
+        raise unwritable(path, error) from error
     return lock
 
 
@@ -320,17 +249,19 @@ def _delete_run(path: Path) -> None:
         # The configuration goes last: a fresh start killed on the way is still a run directory.
         for name in (CHECKPOINT_FILE, *RESULT_FILES, EVENTS_FILE):
             (path / name).unlink(missing_ok=True)
-        _delete_tensorboard(path)
+        delete_tensorboard(path / TENSORBOARD_FOLDER)
         (path / CONFIGURATION_FILE).unlink(missing_ok=True)
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise unwritable(path, error) from error
 
 
-def _delete_tensorboard(path: Path) -> None:
-    folder = path / TENSORBOARD_FOLDER
-    if folder.is_dir() and not folder.is_symlink():
-        for file in folder.glob(TENSORBOARD_FILES):
-            file.unlink()
+def _delete_temporaries(path: Path) -> None:
+    """Delete what a kill left half-written; the lock is held, so nobody is writing it."""
+    try:
+        for file in path.glob(f"{TEMPORARY_PREFIX}*"):
+            file.unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 def _read_configuration(path: Path) -> dict[str, object] | None:
@@ -358,21 +289,22 @@ def _read_checkpoint(path: Path) -> dict[str, Any] | None:
     import torch
 
     try:
+        with path.open("rb") as file:
+            if file.read(4) != ZIP_MAGIC:  # keeps PyTorch's old, pure pickle format out
+                raise ValueError("not a zip archive")
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
         raise InputFileRefused(
             f"{path} is broken and cannot be resumed from", hint="start anew with --fresh"
         ) from error
     expected = {"configuration", "events_length", "next_round", "state"}
-    if not isinstance(saved, dict) or set(saved) != expected:
+    if (
+        not isinstance(saved, dict)
+        or set(saved) != expected
+        or not isinstance(saved["events_length"], int)
+        or not isinstance(saved["next_round"], int)
+    ):
         raise InputFileRefused(
             f"{path} is not a checkpoint of this package", hint="start anew with --fresh"
         )
     return saved
-
-
-def _cannot_write(path: Path, error: OSError) -> ResourceExhausted:
-    return ResourceExhausted(
-        f"{path} cannot be written: {error.strerror or error}",
-        hint="free some space or choose a folder that you may write with --out, then repeat",
-    )
