@@ -31,30 +31,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genkd.array_files import (
-    BROKEN_FILE,
     idx_images_in,
-    listing,
     read_idx_pair,
     read_npz,
     reason,
     refuse_too_large,
 )
 from genkd.errors import InputFileRefused, ResourceExhausted, UsageError
+from genkd.picture_folder import labelled_pictures, read_picture
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from genkd.card import InputCard, ModelCard
 
-# 64 million pixels a picture: a large photograph, and no decompression bomb.
-MAX_PICTURE_PIXELS = 64 * 2**20
 # Short of the card's side by at most this part of it, an image is padded and not scaled.
 MAX_PADDED_PART = 1 / 8
-PICTURE_FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP")
-PICTURE_SUFFIXES = (
-    *(".png", ".jpg", ".jpeg"),
-    *(".bmp", ".pgm", ".ppm", ".tif", ".tiff", ".webp"),
-)
 TORCHVISION_NAMES = ("CIFAR10", "CIFAR100", "SVHN", "MNIST", "FashionMNIST")
 
 
@@ -243,24 +233,14 @@ def _read_folder(folder: Path, card: ModelCard) -> LabelledImages:
         raise UsageError(
             "reading pictures needs Pillow", hint="pip install 'genkd-node[distill]'"
         ) from error
-    pictures = [
-        (path, label)
-        for class_folder, label in _class_folders(folder, card)
-        for path in sorted(class_folder.iterdir())
-        if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".")
-    ]
-    if not pictures:
-        raise InputFileRefused(
-            f"{folder}: no pictures in its class folders",
-            hint="put files such as image.png or image.jpg into FOLDER/CLASS/",
-        )
+    pictures = labelled_pictures(folder, card)
     size = (card.input.channels, card.input.height, card.input.width)
     refuse_too_large(len(pictures) * math.prod(size), str(folder))
     images = np.empty((len(pictures), *size), np.uint8)
     notes: dict[str, None] = {}  # a set that keeps its order
     for row, (path, _label) in enumerate(pictures):
         pixels, channel_note = _match_channels(
-            _read_picture(path)[None], card.input.channels, str(path)
+            read_picture(path)[None], card.input.channels, str(path)
         )
         fitted, size_note = _match_size(pixels, card.input)
         images[row] = fitted[0]
@@ -273,73 +253,6 @@ def _few(notes: Sequence[str] | dict[str, None]) -> tuple[str, ...]:
     """Pictures of a thousand sizes make a thousand notes; the first four tell the story."""
     listed = list(notes)
     return (*listed[:4], "and other sizes likewise") if len(listed) > 4 else tuple(listed)
-
-
-def _class_folders(folder: Path, card: ModelCard) -> list[tuple[Path, int]]:
-    """The class folders and their labels: by the card's names, by number, or in sorted order."""
-    folders = sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
-    names, count = [f.name for f in folders], card.spec.num_classes
-    known = {} if card.class_names is None else {n: i for i, n in enumerate(card.class_names)}
-    if not folders:
-        raise InputFileRefused(
-            f"{folder} holds no class folders", hint="put the pictures into FOLDER/CLASS/*.png"
-        )
-    if known and set(names) <= set(known):
-        return [(f, known[f.name]) for f in folders]
-    # By number before by order: sorted, "10" comes before "2".
-    if all(name.isascii() and name.isdigit() for name in names):
-        labels = [int(name) for name in names if len(name) <= 9]
-        if len(set(labels)) == len(names) and max(labels) < count:
-            return list(zip(folders, labels, strict=True))
-    if known or len(folders) != count:
-        strangers = [name for name in names if name not in known]
-        expected = listing(list(known)) if known else f"{count} folders, one for each class"
-        raise InputFileRefused(
-            f"{folder}: the folders {listing(strangers)} are not the model's classes ({expected})",
-            hint=f"name the folders as the model's classes, or by number from 0 to {count - 1}",
-        )
-    return [(f, label) for label, f in enumerate(folders)]
-
-
-def _read_picture(path: Path) -> NDArray[np.uint8]:
-    """One picture, uint8 (1 or 3, H, W)."""
-    from PIL import Image
-
-    try:
-        with warnings.catch_warnings():
-            # Pillow only warns of what may be a bomb; the size is looked at before decoding.
-            warnings.simplefilter("ignore")
-            with Image.open(path, formats=PICTURE_FORMATS) as picture:
-                if picture.width * picture.height > MAX_PICTURE_PIXELS:
-                    raise InputFileRefused(
-                        f"{path} is of {picture.width}x{picture.height} pixels, too large",
-                        hint="scale it down first",
-                    )
-                return _pixels(picture, path)
-    except (*BROKEN_FILE, Image.DecompressionBombError) as error:
-        raise InputFileRefused(
-            f"{path} is not an intact picture: {reason(error)}",
-            hint="remove it or fetch it again",
-        ) from error
-
-
-def _pixels(picture: Image, path: Path) -> NDArray[np.uint8]:
-    """Gray as (1, H, W), colour as (3, H, W); what would lose information is refused."""
-    if picture.mode in ("1", "L"):
-        return np.array(picture.convert("L"))[None]
-    if picture.mode in ("LA", "P", "PA", "RGBA"):
-        rgba = np.array(picture.convert("RGBA"))
-        if rgba[..., 3].min() < 255:
-            raise InputFileRefused(
-                f"{path} has transparent pixels", hint="save it without an alpha channel"
-            )
-        return rgba[..., :3].transpose(2, 0, 1)  # (H, W, 4) -> (3, H, W)
-    if picture.mode in ("RGB", "CMYK", "YCbCr"):
-        return np.array(picture.convert("RGB")).transpose(2, 0, 1)  # (H, W, 3) -> (3, H, W)
-    raise InputFileRefused(
-        f"{path} has pixels of kind {picture.mode}, not 8 bits a channel",
-        hint="convert it to 8 bits yourself, with the window that the model was trained with",
-    )
 
 
 # --- torchvision ----------------------------------------------------------------------------------
