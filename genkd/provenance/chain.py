@@ -15,30 +15,43 @@ from genkd.provenance.record import StudentRecord
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the registry says of one record, at one block (`StudentRegistry.verify`).
+    """What the registry says of one record, at one block (`IStudentRegistry.Verdict`).
+
+    Times are block times in Unix seconds, 0 for "never".
 
     Attributes:
         block: The block's number.
         record_id: The EIP-712 digest as the contract computed it, 32 bytes.
-        identity: The enrolled identity behind the signing key; the zero address when none.
-        recorded_at: Unix second of the block that recorded it, on its own or in a round; 0 when it
-            is not recorded.
-        node_enrolled: Whether the signing key was enrolled at `recorded_at`.
-        profile_hash: The digest of the key's node profile as enrolled, 32 bytes.
-        teacher_at: Unix second at which the identity committed to the teacher; 0 when never.
-        revoked_by_node: Unix second of the identity's revocation; 0 when none.
-        revoked_by_owner: Unix second of the registry owner's revocation; 0 when none.
+        profile_hash: Hash of the node profile enrolled with the signing key, 32 bytes; zero when
+            the key is unknown.
+        identity: The first key of the node behind the signing key; the zero address when unknown.
+        enrolled_since: From when on the signing key counts, inclusive.
+        enrolled_until: Up to when it counts, exclusive.
+        registered_at: When it was registered by itself.
+        committed_at: When the root of the round that provably holds it was committed.
+        teacher_committed_at: When the identity committed to the teacher.
+        recorded_at: Which of the two times counts.
+        in_order: Whether at that time the deadline had not passed, the key was enrolled, and the
+            teacher was committed.
+        revoked_by_node: When the node's identity withdrew it.
+        revoked_by_owner: When the registry's owner withdrew it.
+        reason: The reason given with the withdrawal (`RevocationReason`, or a later number).
     """
 
     block: int
     record_id: bytes
-    identity: str
-    recorded_at: int
-    node_enrolled: bool
     profile_hash: bytes
-    teacher_at: int
+    identity: str
+    enrolled_since: int
+    enrolled_until: int
+    registered_at: int
+    committed_at: int
+    teacher_committed_at: int
+    recorded_at: int
+    in_order: bool
     revoked_by_node: int
     revoked_by_owner: int
+    reason: int
 
 
 @dataclass(frozen=True)
@@ -61,13 +74,13 @@ class Entry:
     Attributes:
         node: The signing key that recorded it.
         recorded_at: Unix second, never 0.
-        node_enrolled: Whether that key was enrolled then, as seen now.
+        node_counted: Whether that key was enrolled then, as known now.
         revoked: Whether its identity or the owner took it back.
     """
 
     node: str
     recorded_at: int
-    node_enrolled: bool
+    node_counted: bool
     revoked: bool
 
 

@@ -111,7 +111,8 @@ class StudentRecord(TypedMessage):
 
     TYPE: ClassVar[str] = (
         "Student(bytes32 fileHash,bytes32 tensorRoot,bytes32 metadataHash,"
-        "bytes32 teacherCommitment,bytes32 runId,bytes32 parentsRoot,address node,uint32 round,uint64 deadline)"
+        "bytes32 teacherCommitment,bytes32 runId,bytes32 parentsRoot,address node,uint32 round,"
+        "uint64 deadline)"
     )
     file_hash: bytes
     tensor_root: bytes
