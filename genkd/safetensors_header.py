@@ -240,11 +240,11 @@ def _raw_header(opened: OpenSource, limits: FileLimits) -> bytes:
     raw = opened.handle.read(length)
     if len(raw) != length:
         raise changed_while_reading(opened.name)
-    # A tensor needs three brackets. Hundreds of thousands are an attack on the JSON parser's time
-    # and memory; the rest of the allowance is for JSON inside metadata.
-    if raw.count(b"{") + raw.count(b"[") > 4 * limits.tensors + 1024:
+    # A tensor needs three brackets and four colons. Hundreds of thousands are an attack on the JSON
+    # parser's time and memory; the rest of the allowance is for JSON inside metadata.
+    if sum(raw.count(mark) for mark in (b"{", b"[", b":")) > 8 * limits.tensors + 1024:
         raise InputFileRefused(
-            f"{opened.name} is not a valid safetensors file: its header has too many brackets",
+            f"{opened.name} is not a valid safetensors file: its header has too many fields",
             hint="a model's header is a few kilobytes; do not trust this file",
         )
     return raw
