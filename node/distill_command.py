@@ -1,0 +1,190 @@
+"""`genkd-node distill`: a private teacher becomes a student, with no data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from genkd.errors import UsageError
+from node.console import Answer, AsJson, columns, say
+from node.evaluation import (
+    ModelFile,
+    evaluate_files,
+    record_evaluation,
+    require_there,
+    summary,
+)
+from node.progress import duration, progress_display
+from node.settings import Device, Precision, RecipeName, load_settings
+from node.signals import stop_signals_raise
+from node.teacher_options import (
+    AllowLocalCode,
+    Architecture,
+    Factory,
+    InputSize,
+    Mean,
+    NumClasses,
+    Std,
+    teacher_options,
+)
+
+if TYPE_CHECKING:
+    from genkd.distill import DistillReport, Progress
+
+    from genkd.evaluate import Evaluation
+
+app = typer.Typer()
+
+
+@app.command(
+    epilog="The same command on the same --out resumes. Ctrl-C and SIGTERM keep the checkpoint."
+)
+def distill(
+    teacher: Annotated[Path, typer.Option(help="The teacher: a safetensors file.")],
+    student: Annotated[
+        str | None, typer.Option(help="Its architecture.", show_default="resnet8-half")
+    ] = None,
+    recipe: Annotated[
+        RecipeName | None, typer.Option(help="How thorough to be.", show_default="standard")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="What to spend: 10m, 2e6 passes, 20000 samples.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The run directory.", show_default="runs/TEACHER-STUDENT-SEED"),
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh/--resume", help="Start anew, or go on with what is in --out.")
+    ] = False,
+    eval_data: Annotated[
+        str | None, typer.Option(help="Images to evaluate on, after training: see evaluate.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of everything that is drawn.", show_default="0")
+    ] = None,
+    device: Annotated[
+        Device | None, typer.Option(help="Where to compute.", show_default="auto")
+    ] = None,
+    precision: Annotated[
+        Precision | None, typer.Option(help="Of forward passes.", show_default="auto")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe key.")
+    ] = None,
+    init_student: Annotated[
+        Path | None, typer.Option(help="Start from this student's weights.")
+    ] = None,
+    export: Annotated[
+        Literal["onnx"] | None, typer.Option(help="Write the student in this format too.")
+    ] = None,
+    arch: Architecture = None,
+    num_classes: NumClasses = None,
+    input_size: InputSize = None,
+    mean: Mean = None,
+    std: Std = None,
+    factory: Factory = None,
+    allow_local_code: AllowLocalCode = False,
+    as_json: AsJson = False,
+) -> Answer:
+    """Turn a teacher into a smaller student that imitates it, with no data.
+
+    \b
+    genkd-node distill --teacher model.safetensors
+    genkd-node distill --teacher model.safetensors --student resnet20 --recipe thorough
+    genkd-node distill --teacher model.safetensors --budget 10m --out runs/first
+    genkd-node distill --teacher bare.safetensors --arch torchvision:resnet18
+        --num-classes 10 --input-size 32x32 --mean 0.5,0.5,0.5 --std 0.2,0.2,0.2
+    """  # noqa: D301 (click wants the \b itself)
+    options = teacher_options(arch, num_classes, input_size, mean, std, factory, allow_local_code)
+    settings = load_settings(
+        student=student, recipe=recipe, budget=budget, seed=seed, device=device, precision=precision
+    )
+    recipe_keys = parse_overrides(overrides or [])
+    if out is None:
+        out = settings.runs / run_name(teacher, settings.student, settings.seed)
+    if eval_data is not None:
+        require_there(eval_data)  # not an hour later
+    from genkd.distill import distill as run_distill
+
+    say(f"run directory  {out}")
+    with stop_signals_raise() as check:
+        with progress_display() as show:
+
+            def on_progress(progress: Progress) -> None:
+                show(progress)
+                check()
+
+            report = run_distill(
+                teacher=teacher,
+                student=settings.student,
+                out=out,
+                recipe=settings.recipe,
+                budget=settings.budget,
+                seed=settings.seed,
+                device=settings.device,
+                precision=settings.precision,
+                fresh=fresh,
+                architecture=options.architecture,
+                num_classes=options.num_classes,
+                input_card=options.input_card,
+                factory=options.factory,
+                allow_local_code=options.allow_local_code,
+                overrides=recipe_keys,
+                export_onnx=export == "onnx",
+                init_student=init_student,
+                on_progress=on_progress,
+            )
+        evaluation = None
+        if eval_data is not None:
+            say(f"evaluating on {eval_data}")
+            model = ModelFile(report.student)
+            taught_by = ModelFile(teacher, options)
+            evaluation = evaluate_files(model, eval_data, taught_by, settings.device)
+            record_evaluation(out, evaluation)
+    return _answer(out, report, evaluation)
+
+
+def parse_overrides(texts: Sequence[str]) -> dict[str, str]:
+    """`["rounds=3"]` as `{"rounds": "3"}`; what the keys mean is the recipe's business.
+
+    Raises:
+        UsageError: If one is not KEY=VALUE, or a key is given twice.
+    """
+    overrides: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise UsageError(f"--set {text} is not KEY=VALUE", hint="for example --set rounds=20")
+        if key in overrides:
+            raise UsageError(f"--set {key} is given twice", hint="give it once")
+        overrides[key] = value
+    return overrides
+
+
+def run_name(teacher: Path, student: str, seed: int) -> str:
+    """The name of a run directory: `teacher-resnet8-half-0`."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", f"{teacher.stem}-{student}-{seed}")
+
+
+def _answer(out: Path, report: DistillReport, evaluation: Evaluation | None) -> Answer:
+    data: dict[str, object] = {
+        "run_directory": out,
+        "student": report.student,
+        "report": out / "report.html",
+        "seconds": report.seconds,
+        "samples": report.samples,
+        "evaluation": None if evaluation is None else evaluation.as_json(),
+    }
+    rows: dict[str, object] = {
+        "student": report.student,
+        "time": duration(report.seconds),
+        "samples": f"{report.samples:,} synthetic images, kept in {out}",
+    }
+    if evaluation is not None:
+        rows |= summary(evaluation)
+    return Answer(data, columns({**rows, "report": out / "report.html"}))
