@@ -72,6 +72,10 @@ class BatchStatistics:
         teacher: In `eval()`, frozen; maps images to logits.
         momentum: rho in [0, 1), the weight of past batches. 0: each batch stands alone.
 
+    Attributes:
+        distances: The terms of r_BN in the last `measure`, detached: (L, 2), each layer's distance
+            of the mean and of the variance.
+
     Raises:
         ConfigurationError: If `momentum` is outside [0, 1).
     """
@@ -90,6 +94,7 @@ class BatchStatistics:
             if isinstance(module, nn.modules.batchnorm._BatchNorm)
             and module.running_mean is not None
         ]
+        self.distances = torch.zeros(len(self.layers), 2)
         self._record: Callable[[int, Tensor], None] | None = None
         self._present: dict[int, tuple[Tensor, Tensor]] = {}
         self._past: dict[int, tuple[Tensor, Tensor]] = {}
@@ -128,18 +133,25 @@ class BatchStatistics:
             Logits (B, K) and r_BN, a scalar, both with gradients to the images.
         """
         self._present = {}
-        logits = self._forward(images, self._record_batch)
-        by_layer = self.distances()
-        return logits, by_layer.sum() if len(by_layer) else logits.new_zeros(())
+        present: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def distances(self) -> Tensor:
-        """The terms of the last `measure`: (L, 2), each layer's distance of mean, of variance."""
-        terms = []
-        for index, statistics in self._present.items():
-            smoothed = self._smooth(index, statistics)
-            for value, target in zip(smoothed, self._targets(index), strict=True):
-                terms.append(torch.linalg.vector_norm(value - target))
-        return torch.stack(terms).view(-1, 2) if terms else torch.zeros(0, 2)
+        def record(index: int, x: Tensor) -> None:
+            present[index] = _Moments.apply(x)
+
+        logits = self._forward(images, record)
+        self._present = present  # only now: a pass that failed half-way leaves nothing behind
+        terms = [
+            torch.linalg.vector_norm(value - target)
+            for index, moments in present.items()
+            for value, target in zip(
+                self._smooth(index, moments), self._targets(index), strict=True
+            )
+        ]
+        if not terms:
+            return logits, logits.new_zeros(())
+        by_layer = torch.stack(terms).view(-1, 2)  # (L, 2)
+        self.distances = by_layer.detach()
+        return logits, by_layer.sum()
 
     def update(self) -> None:
         """Let the batch of the last `measure` become part of the past."""
@@ -224,9 +236,6 @@ class BatchStatistics:
                 self._record(index, inputs[0])
 
         return hook
-
-    def _record_batch(self, index: int, x: Tensor) -> None:
-        self._present[index] = _Moments.apply(x)
 
     def _forward(self, images: Tensor, record: Callable[[int, Tensor], None]) -> Tensor:
         self._record = record
