@@ -206,7 +206,7 @@ def card_from_json(value: object) -> ModelCard:
     """
     try:
         return _card(value)
-    except (ValueError, UsageError) as error:
+    except (ValueError, OverflowError, UsageError) as error:
         hint = (
             error.hint if isinstance(error, UsageError) else "compare with a card of this project"
         )

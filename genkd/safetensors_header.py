@@ -147,21 +147,25 @@ def open_source(source: Source, max_bytes: int) -> Iterator[OpenSource]:
         descriptor = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         raise _unreadable(name, error) from error
-    with os.fdopen(descriptor, "rb") as handle:
-        status = os.fstat(handle.fileno())
-        if stat.S_ISDIR(status.st_mode):
-            raise InputFileRefused(
-                f"{name} is a folder", hint="give the .safetensors file inside it"
-            )
-        if not stat.S_ISREG(status.st_mode):
-            raise InputFileRefused(
-                f"{name} is not a regular file", hint="copy it to a file on the disk first"
-            )
+    try:
+        status = os.fstat(descriptor)
+        _check_kind(name, status.st_mode)
         _check_size(name, status.st_size, max_bytes)
-        try:
+        with os.fdopen(descriptor, "rb", closefd=False) as handle:
             yield OpenSource(handle, status.st_size, name)
-        except OSError as error:
-            raise _unreadable(name, error) from error
+    except OSError as error:
+        raise _unreadable(name, error) from error
+    finally:
+        os.close(descriptor)
+
+
+def _check_kind(name: str, mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise InputFileRefused(f"{name} is a folder", hint="give the .safetensors file inside it")
+    if not stat.S_ISREG(mode):
+        raise InputFileRefused(
+            f"{name} is not a regular file", hint="copy it to a file on the disk first"
+        )
 
 
 def _unreadable(name: str, error: OSError | ValueError) -> InputFileRefused:
@@ -240,9 +244,10 @@ def _raw_header(opened: OpenSource, limits: FileLimits) -> bytes:
     raw = opened.handle.read(length)
     if len(raw) != length:
         raise changed_while_reading(opened.name)
-    # A tensor needs three brackets and four colons. Hundreds of thousands are an attack on the JSON
-    # parser's time and memory; the rest of the allowance is for JSON inside metadata.
-    if sum(raw.count(mark) for mark in (b"{", b"[", b":")) > 8 * limits.tensors + 1024:
+    # A tensor needs three brackets, four colons and at most eleven commas. Hundreds of thousands are
+    # an attack on the JSON parser's time and memory; the allowance is for JSON inside metadata.
+    structure = sum(raw.count(mark) for mark in (b"{", b"[", b":"))
+    if structure > 8 * limits.tensors + 1024 or raw.count(b",") > 16 * limits.tensors:
         raise InputFileRefused(
             f"{opened.name} is not a valid safetensors file: its header has too many fields",
             hint="a model's header is a few kilobytes; do not trust this file",
