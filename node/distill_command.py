@@ -19,7 +19,7 @@ from node.evaluation import (
     summary,
 )
 from node.progress import duration, progress_display
-from node.settings import Device, Precision, RecipeName, load_settings
+from node.settings import DeviceFlag, Precision, RecipeName, load_settings
 from node.signals import stop_signals_raise
 from node.teacher_options import (
     AllowLocalCode,
@@ -67,9 +67,7 @@ def distill(
     seed: Annotated[
         int | None, typer.Option(help="Of everything that is drawn.", show_default="0")
     ] = None,
-    device: Annotated[
-        Device | None, typer.Option(help="Where to compute.", show_default="auto")
-    ] = None,
+    device: DeviceFlag = None,
     precision: Annotated[
         Precision | None, typer.Option(help="Of forward passes.", show_default="auto")
     ] = None,

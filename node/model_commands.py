@@ -12,7 +12,7 @@ import typer
 from genkd.errors import InputFileRefused
 from node.console import Answer, AsJson, columns
 from node.evaluation import BATCH_SIZE, ModelFile, evaluate_files, require_there, summary
-from node.settings import Device, load_settings
+from node.settings import DeviceFlag, load_settings
 from node.teacher_options import (
     AllowLocalCode,
     Architecture,
@@ -93,9 +93,7 @@ def evaluate(
         ),
     ],
     teacher: Annotated[Path | None, typer.Option(help="A model to compare it with.")] = None,
-    device: Annotated[
-        Device | None, typer.Option(help="Where to compute.", show_default="auto")
-    ] = None,
+    device: DeviceFlag = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a call.")] = BATCH_SIZE,
     arch: Architecture = None,
     num_classes: NumClasses = None,
@@ -154,9 +152,7 @@ def doctor(
     out: Annotated[
         Path | None, typer.Option(help="Where runs are to be written.", show_default="runs")
     ] = None,
-    device: Annotated[
-        Device | None, typer.Option(help="Where to compute.", show_default="auto")
-    ] = None,
+    device: DeviceFlag = None,
     arch: Architecture = None,
     num_classes: NumClasses = None,
     input_size: InputSize = None,

@@ -14,7 +14,7 @@ import difflib
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from pydantic import Field, ValidationError
@@ -39,6 +39,9 @@ COORDINATOR_PREFIX = "GENKD_COORDINATOR_"
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "bf16"]
 RecipeName = Literal["quick", "standard", "thorough"]
+DeviceFlag = Annotated[
+    Device | None, typer.Option("--device", help="Where to compute.", show_default="auto")
+]
 
 
 class Settings(BaseSettings):
