@@ -244,8 +244,8 @@ def _raw_header(opened: OpenSource, limits: FileLimits) -> bytes:
     raw = opened.handle.read(length)
     if len(raw) != length:
         raise changed_while_reading(opened.name)
-    # A tensor needs three brackets, four colons and at most eleven commas. Hundreds of thousands are
-    # an attack on the JSON parser's time and memory; the allowance is for JSON inside metadata.
+    # A tensor needs three brackets, four colons and at most eleven commas. Hundreds of thousands
+    # are an attack on the JSON parser's time and memory; the allowance is for JSON in metadata.
     structure = sum(raw.count(mark) for mark in (b"{", b"[", b":"))
     if structure > 8 * limits.tensors + 1024 or raw.count(b",") > 16 * limits.tensors:
         raise InputFileRefused(

@@ -166,8 +166,8 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "empty lists": (raw(b'{"a":[' + b"[]," * (ATTACK // 3) + b"[]]}"), "too many fields"),
     "empty objects": (raw(b'{"a":[' + b"{}," * (ATTACK // 3) + b"{}]}"), "too many fields"),
     "keys": (raw(b"{" + b",".join(b'"%x":0' % i for i in range(90_000)) + b"}"), "too many"),
-    "numbers": (raw(b'{"a":[' + b"0," * (ATTACK // 2 - 8) + b"0]}"), "metadata must be"),
-    "texts": (raw(b'{"a":[' + b'"",' * (ATTACK // 3 - 8) + b'""]}'), "metadata must be"),
+    "numbers": (raw(b'{"a":[' + b"0," * (ATTACK // 2 - 8) + b"0]}"), "too many fields"),
+    "texts": (raw(b'{"a":[' + b'"",' * (ATTACK // 3 - 8) + b'""]}'), "too many fields"),
     "long numbers": (
         raw(b'{"a":[' + (b"9" * 4000 + b",") * (ATTACK // 4001 - 1) + b"0]}"),
         "metadata must be",
@@ -194,11 +194,11 @@ def test_hostile_files_are_refused_fast_and_in_little_memory() -> None:
     slowest, largest = 0.0, 0
     for data, _ in HOSTILE.values():
         durations = []
-        for _ in range(3):  # the best of three: other processes share this machine
-            start = time.perf_counter()
+        for _ in range(3):
+            start = time.process_time()
             with pytest.raises(InputFileRefused):
                 read_header(data)
-            durations.append(time.perf_counter() - start)
+            durations.append(time.process_time() - start)
         slowest = max(slowest, min(durations))
         tracemalloc.start()
         with pytest.raises(InputFileRefused):
