@@ -68,6 +68,19 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Block:
+    """One block.
+
+    Attributes:
+        timestamp: Unix seconds.
+        transactions: The hashes of its transactions, 32 bytes each.
+    """
+
+    timestamp: int
+    transactions: frozenset[bytes]
+
+
+@dataclass(frozen=True)
 class Entry:
     """What the registry says of a record id alone (single path only: a round keeps one root).
 
@@ -111,6 +124,10 @@ class ChainReader(Protocol):
             signature: The node's signature over the record id.
             proof: The Merkle proof into its round's root; empty on the single path.
         """
+        ...
+
+    def block(self, number: int) -> Block | None:
+        """The block with this number on the current chain, None if there is none yet."""
         ...
 
     def entry(self, record_id: bytes) -> Entry | None:

@@ -1,21 +1,18 @@
 """The passphrase over the private keys: from a prompt or a file, never from a flag.
 
-passphrase = find_passphrase(ask=True)      # GENKD_KEY_PASSWORD_FILE, else a prompt
+passphrase = find_passphrase(settings.key_password_file, ask=True)
 """
 
 from __future__ import annotations
 
 import getpass
-import os
 import stat
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
 from genkd.errors import KeyOrSignatureError
 
-PASSWORD_FILE_VARIABLE = "GENKD_KEY_PASSWORD_FILE"  # noqa: S105 - the name of a variable
 MIN_LENGTH = 8  # characters, NIST SP 800-63B section 5.1.1
 MAX_BYTES = 1024
 READABLE_BY_OTHERS = stat.S_IRWXG | stat.S_IRWXO
@@ -110,26 +107,23 @@ def read_passphrase_file(path: Path) -> Passphrase:
     return Passphrase(line.decode("utf-8", errors="surrogateescape"))
 
 
-def find_passphrase(
-    *, ask: bool, confirm: bool = False, environment: Mapping[str, str] = os.environ
-) -> Passphrase:
-    """The passphrase from the file that `GENKD_KEY_PASSWORD_FILE` names, else from a prompt.
+def find_passphrase(file: Path | None, *, ask: bool, confirm: bool = False) -> Passphrase:
+    """The passphrase in `file` if one is named, else from a prompt.
 
     Args:
+        file: What `GENKD_KEY_PASSWORD_FILE` or the settings name, or None.
         ask: Whether a person may be asked.
         confirm: Ask twice, for a new passphrase.
-        environment: Where the variable is looked up.
 
     Raises:
         KeyOrSignatureError: If there is no file and nobody to ask, or the two answers differ.
     """
-    named = environment.get(PASSWORD_FILE_VARIABLE)
-    if named:
-        return read_passphrase_file(Path(named))
+    if file is not None:
+        return read_passphrase_file(file)
     if not ask or not sys.stdin.isatty():
         raise KeyOrSignatureError(
             "a passphrase is needed, and there is no terminal to ask for it",
-            hint=f"name a private file with the passphrase in {PASSWORD_FILE_VARIABLE}",
+            hint="name a private file that holds the passphrase in GENKD_KEY_PASSWORD_FILE",
         )
     first = getpass.getpass("Passphrase for the keys: ")
     if confirm and getpass.getpass("The same again: ") != first:

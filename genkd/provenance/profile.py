@@ -1,6 +1,6 @@
 """A node's profile: which two public keys are one node, said by both of them.
 
-    profile = NodeProfile.make(...)             # signed by the Ethereum key and the P-256 key
+    profile = make_profile(...)                # signed by the Ethereum key and the P-256 key
     NodeProfile.from_json(parsed).check()
 
 The Ethereum key is the node's identity (the registry knows it); the P-256 key signs the release
@@ -14,18 +14,21 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from genkd.canonical import parse_json
 from genkd.errors import InputFileRefused, KeyOrSignatureError
 from genkd.provenance.record import ProfileMessage
-from genkd.provenance.secp256k1 import recover_address
+from genkd.provenance.secp256k1 import address_of, recover_address, sign_digest
 from genkd.provenance.typed_data import parse_address, parse_bytes32, to_hex
 
 PROFILE_VERSION = 1
 MAX_PEM_CHARACTERS = 512
+MAX_PROFILE_BYTES = 16 * 1024
 SIGNATURE_HEX = re.compile(r"0x(?:[0-9a-f]{2}){1,128}")
 MEMBERS = {"v", "node", "signingKey", "tlsFingerprint", "nextKeyHash", "signatures"}
 P256_ALGORITHM = ec.ECDSA(hashes.SHA256(), deterministic_signing=True)
@@ -150,6 +153,44 @@ class NodeProfile:
             parse_signature(signatures["ethereum"]),
             parse_signature(signatures["p256"]),
         )
+
+
+def make_profile(
+    secret: int,
+    signing_key: ec.EllipticCurvePrivateKey,
+    tls_fingerprint: bytes,
+    next_key_hash: bytes,
+) -> NodeProfile:
+    """The profile that binds two private keys, signed by both."""
+    pem = pem_of(signing_key.public_key())
+    message = ProfileMessage(
+        address_of(secret), signing_key_hash(pem), tls_fingerprint, next_key_hash
+    )
+    digest = message.profile_hash()
+    return NodeProfile(
+        pem, message, sign_digest(secret, digest), signing_key.sign(digest, P256_ALGORITHM)
+    )
+
+
+def read_profile(path: Path) -> NodeProfile:
+    """The profile in a file, both its signatures good.
+
+    Raises:
+        InputFileRefused: If it is missing, too large or malformed.
+        KeyOrSignatureError: If it is not genuine.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_PROFILE_BYTES + 1)
+        if len(data) > MAX_PROFILE_BYTES:
+            raise ValueError(f"it is larger than {MAX_PROFILE_BYTES} bytes")
+        profile = NodeProfile.from_json(parse_json(data))
+    except OSError as error:
+        raise _bad(f"{path} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise _bad(str(error)) from error
+    profile.check()
+    return profile
 
 
 def parse_signature(text: object) -> bytes:
