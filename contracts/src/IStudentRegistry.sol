@@ -23,10 +23,11 @@ pragma solidity ^0.8.28;
 ///             bytes32 runId,bytes32 parentsRoot,address node,uint32 round,uint64 deadline)
 ///     Teacher(bytes32 commitment,address node,uint64 deadline)
 ///     Rotate(address oldKey,address newKey,bytes32 nextKeyHash,bytes32 profileHash,uint64 deadline)
-///     Revoke(bytes32 recordId,uint8 reason,address node,uint64 deadline)
+///     Revoke(bytes32 recordId,uint8 reason,address node)
 ///
 /// (the first without its line break). A deadline is the last Unix second at which the message may be put on
-/// the chain. Times are block times, in Unix seconds.
+/// the chain; a withdrawal has none, so that it can be signed ahead and kept. Times are block times, in Unix
+/// seconds.
 ///
 /// @dev Immutable: no proxy, no upgrade. The owner enrols and removes nodes and opens runs; it cannot forge a
 /// record, alter one, or undo a removal. Signers may be ERC-1271 wallets.
@@ -83,21 +84,25 @@ interface IStudentRegistry {
         uint32 count;
     }
 
-    /// @notice A student recorded by itself.
-    /// @param node The key that signed it.
+    /// @notice What a record id alone tells of a student recorded by itself.
+    /// @param node The key that signed it, 0 if there is no such record.
     /// @param recordedAt When, 0 if it was not.
     /// @param round The round its record names.
-    struct Record {
+    /// @param nodeCounted Whether the key counted then, as known now.
+    /// @param revoked Whether its identity or the owner withdrew it.
+    struct Entry {
         address node;
         uint48 recordedAt;
         uint32 round;
+        bool nodeCounted;
+        bool revoked;
     }
 
     /// @notice A withdrawal.
     /// @param key Who made it: a node's key, or the owner.
     /// @param revokedAt When, 0 if there is none.
-    /// @param reason 0 unspecified, 1 key compromised, 2 superseded, 3 faulty model, 4 teacher withdrawn;
-    /// others are kept as given.
+    /// @param reason 0 unspecified, 1 key compromised, 2 defective, 3 superseded, 4 data withdrawn; others are kept
+    /// as given.
     struct Revocation {
         address key;
         uint48 revokedAt;
@@ -239,9 +244,8 @@ interface IStudentRegistry {
 
     /// @notice `revoke`, sent by anyone for the node that signed.
     /// @param node The signing key, of the record's identity and enrolled now.
-    /// @param deadline The last second at which this counts.
     /// @param signature The node's, over `Revoke`.
-    function revokeFor(bytes32 recordId, uint8 reason, address node, uint64 deadline, bytes calldata signature) external;
+    function revokeFor(bytes32 recordId, uint8 reason, address node, bytes calldata signature) external;
 
     /// @notice Withdraw a record in the owner's name. Owner only.
     function revokeAsOwner(bytes32 recordId, uint8 reason) external;
@@ -279,8 +283,8 @@ interface IStudentRegistry {
     /// @notice A round's root.
     function roundOf(bytes32 runId, uint32 round) external view returns (Round memory);
 
-    /// @notice A student recorded by itself.
-    function recordOf(bytes32 recordId) external view returns (Record memory);
+    /// @notice What is known about a record id alone; nothing of a student that only a round holds.
+    function entryOf(bytes32 recordId) external view returns (Entry memory);
 
     /// @notice When an identity committed to a teacher, 0 if it did not.
     function teacherCommittedAt(bytes32 commitment, address identity) external view returns (uint48);

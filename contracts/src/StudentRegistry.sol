@@ -17,13 +17,19 @@ contract StudentRegistry is IStudentRegistry, EIP712, Ownable2Step {
     bytes32 private constant TEACHER_TYPEHASH = keccak256("Teacher(bytes32 commitment,address node,uint64 deadline)");
     bytes32 private constant ROTATE_TYPEHASH =
         keccak256("Rotate(address oldKey,address newKey,bytes32 nextKeyHash,bytes32 profileHash,uint64 deadline)");
-    bytes32 private constant REVOKE_TYPEHASH =
-        keccak256("Revoke(bytes32 recordId,uint8 reason,address node,uint64 deadline)");
+    bytes32 private constant REVOKE_TYPEHASH = keccak256("Revoke(bytes32 recordId,uint8 reason,address node)");
 
     // `until` of a key that nothing ends. Not 0, so that "removed from the beginning" is no special case.
     uint48 private constant NEVER = type(uint48).max;
     // The owner's name among those who revoke. No identity is 0, for `addNode` refuses it.
     address private constant OWNER = address(0);
+
+    // A student recorded by itself, in one slot.
+    struct Record {
+        address node;
+        uint48 recordedAt;
+        uint32 round;
+    }
 
     mapping(address key => Node) private _nodes;
     mapping(address key => bytes32) private _profileHashes;
@@ -144,12 +150,9 @@ contract StudentRegistry is IStudentRegistry, EIP712, Ownable2Step {
     }
 
     /// @inheritdoc IStudentRegistry
-    function revokeFor(bytes32 recordId, uint8 reason, address node, uint64 deadline, bytes calldata signature)
-        external
-    {
-        _inTime(deadline);
+    function revokeFor(bytes32 recordId, uint8 reason, address node, bytes calldata signature) external {
         address identity = _identity(node);
-        bytes32 message = keccak256(abi.encode(REVOKE_TYPEHASH, recordId, reason, node, deadline));
+        bytes32 message = keccak256(abi.encode(REVOKE_TYPEHASH, recordId, reason, node));
         _signed(node, _hashTypedDataV4(message), signature);
         _revoke(recordId, identity, node, reason);
     }
@@ -164,6 +167,18 @@ contract StudentRegistry is IStudentRegistry, EIP712, Ownable2Step {
         if (_inForce(_revocations[recordId][by], by)) revert AlreadyThere();
         _revocations[recordId][by] = Revocation(key, uint48(block.timestamp), reason);
         emit Revoked(recordId, by, reason);
+    }
+
+    /// @dev The withdrawals in force by a record's identity and by the owner; empty where there is none.
+    function _revocationsOf(bytes32 recordId, address identity)
+        private
+        view
+        returns (Revocation memory byNode, Revocation memory byOwner)
+    {
+        byOwner = _revocations[recordId][OWNER];
+        if (identity != address(0) && _inForce(_revocations[recordId][identity], identity)) {
+            byNode = _revocations[recordId][identity];
+        }
     }
 
     /// @dev Whether a withdrawal is there, and the key that made it counted then.
@@ -196,10 +211,7 @@ contract StudentRegistry is IStudentRegistry, EIP712, Ownable2Step {
         bool roundCounts = round ? !single || verdict.committedAt < verdict.registeredAt : verdict.registeredAt == 0;
         verdict.recordedAt = roundCounts ? verdict.committedAt : verdict.registeredAt;
         verdict.inOrder = single || round;
-        if (node.identity != OWNER && _inForce(_revocations[id][node.identity], node.identity)) {
-            verdict.revokedByNode = _revocations[id][node.identity];
-        }
-        verdict.revokedByOwner = _revocations[id][OWNER];
+        (verdict.revokedByNode, verdict.revokedByOwner) = _revocationsOf(id, node.identity);
         verdict.valid = verdict.inOrder && verdict.revokedByNode.revokedAt == 0 && verdict.revokedByOwner.revokedAt == 0;
     }
 
@@ -259,8 +271,17 @@ contract StudentRegistry is IStudentRegistry, EIP712, Ownable2Step {
     }
 
     /// @inheritdoc IStudentRegistry
-    function recordOf(bytes32 recordId) external view returns (Record memory) {
-        return _records[recordId];
+    function entryOf(bytes32 recordId) external view returns (Entry memory) {
+        Record memory record = _records[recordId];
+        Node memory node = _nodes[record.node];
+        (Revocation memory byNode, Revocation memory byOwner) = _revocationsOf(recordId, node.identity);
+        return Entry({
+            node: record.node,
+            recordedAt: record.recordedAt,
+            round: record.round,
+            nodeCounted: _countsAt(node, record.recordedAt),
+            revoked: byNode.revokedAt != 0 || byOwner.revokedAt != 0
+        });
     }
 
     /// @inheritdoc IStudentRegistry
