@@ -141,7 +141,7 @@ def _from_config(path: Path) -> TeacherSpec | None:
     if not ARCHITECTURE.fullmatch(f"timm:{architecture}") or not isinstance(arguments, dict):
         raise _bad_config(config, "its architecture or model_args is not valid")
     if unknown := arguments.keys() - {"in_chans", "num_classes"}:
-        raise _bad_config(config, f"model_args.{ascii(min(unknown))[1:41]} is not supported")
+        raise _bad_config(config, f"model_args {min(unknown)[:40]!a} is not supported")
     classes = arguments.get("num_classes", classes)
     channels = arguments.get("in_chans")
     if not all(number is None or type(number) is int for number in (classes, channels)):
