@@ -24,13 +24,27 @@ from typing import Annotated, Any
 import click
 import typer
 
-from genkd.errors import GenKDError, Interrupted, ResourceExhausted, UsageError
+from genkd.errors import (
+    ConfigurationError,
+    GenKDError,
+    Interrupted,
+    ResourceExhausted,
+    UsageError,
+)
 from genkd.json_values import finite
 
 SCHEMA_VERSION = 1
 # Not in the error tree: nobody foresaw it. EX_SOFTWARE of sysexits.h; 1 would say "not valid".
 UNEXPECTED_EXIT_CODE = 70
 UNEXPECTED_CODE = "unexpected"
+# The base installation can verify and nothing else, so its absence is no fault of the program.
+EXTRA_OF_MODULE = {
+    **dict.fromkeys(
+        ("torch", "torchvision", "jinja2", "matplotlib", "PIL", "psutil", "safetensors"), "distill"
+    ),
+    **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "onnx"),
+    "flwr": "federation",
+}
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
@@ -138,6 +152,11 @@ def explained(error: BaseException) -> GenKDError | None:
         return UsageError(error.format_message(), hint=f"{path} --help shows what there is")
     if isinstance(error, click.ClickException):
         return UsageError(error.format_message(), hint="genkd-node --help shows what there is")
+    if isinstance(error, ModuleNotFoundError) and error.name in EXTRA_OF_MODULE:
+        return ConfigurationError(
+            f"{error.name} is not installed",
+            hint=f"pip install 'genkd-node[{EXTRA_OF_MODULE[error.name]}]'",
+        )
     if isinstance(error, MemoryError):
         return ResourceExhausted(
             "this machine's memory ran out", hint="close other programs, or use a smaller model"

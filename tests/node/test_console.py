@@ -168,6 +168,20 @@ def test_exhausted_machines_exit_with_8(error: Exception) -> None:
     assert run(raising(error)) == 8
 
 
+@pytest.mark.parametrize(
+    ("module", "extra"), [("torch", "distill"), ("flwr", "federation"), ("onnx", "onnx")]
+)
+def test_a_light_installation_is_told_which_extra_it_lacks(
+    module: str, extra: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(raising(ModuleNotFoundError(f"No module named {module!r}", name=module))) == 3
+    assert f"genkd-node[{extra}]" in capsys.readouterr().err
+
+
+def test_a_broken_installation_of_our_own_is_not_taken_for_a_light_one() -> None:
+    assert run(raising(ModuleNotFoundError("genkd.lost", name="genkd.lost"))) == 70
+
+
 def test_an_unforeseen_error_is_one_line_and_its_traceback_is_kept_privately(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
