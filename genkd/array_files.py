@@ -12,7 +12,8 @@ import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -40,12 +41,12 @@ BROKEN_FILE = (
 )
 
 
-def refuse_too_large(size: int, where: str) -> None:
-    """Raise InputFileRefused if `size` bytes are more than one data set may take in memory."""
-    if size > MAX_DATA_BYTES:
+def refuse_too_large(size: int, where: str, max_bytes: int = MAX_DATA_BYTES) -> None:
+    """Raise InputFileRefused if `size` bytes are more than `max_bytes`."""
+    if size > max_bytes:
         raise InputFileRefused(
             f"{where}: the data would take {size / 2**30:.1f} GiB of memory",
-            hint=f"evaluate on a part of them, of at most {MAX_DATA_BYTES // 2**30} GiB",
+            hint=f"give a part of them, of at most {max_bytes / 2**30:g} GiB",
         )
 
 
@@ -78,24 +79,53 @@ def read_npz(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
     Raises:
         InputFileRefused: If the file is broken, or holds no such arrays of numbers.
     """
+    present = _names_in(path)
+    for names in NPZ_NAMES:
+        if set(names) <= present:
+            images, labels = read_arrays(path, names).values()
+            return images, labels
+    raise InputFileRefused(
+        f"{path} holds no arrays `images` and `labels` (it holds {listing(sorted(present))})",
+        hint="name them images and labels, x_test and y_test, or x and y",
+    )
+
+
+def read_arrays(
+    path: Path, names: Sequence[str], max_bytes: int = MAX_DATA_BYTES
+) -> dict[str, NDArray[Any]]:
+    """Those of the arrays `names` that an `.npz` file holds, in the order of `names`.
+
+    Args:
+        path: The file.
+        names: What the arrays are called.
+        max_bytes: How much memory one of them may take.
+
+    Raises:
+        InputFileRefused: If the file is broken, or an array is too large or not of numbers.
+    """
+    present = _names_in(path)
+    with _opened(path) as archive:
+        return {n: _read_npy(archive, n, path, max_bytes) for n in names if n in present}
+
+
+def _names_in(path: Path) -> set[str]:
+    with _opened(path) as archive:
+        return {n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(path) as archive:
-            names = {n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")}
-            for images, labels in NPZ_NAMES:
-                if {images, labels} <= names:
-                    return (_read_npy(archive, images, path), _read_npy(archive, labels, path))
+            yield archive
     except BROKEN_FILE as error:
         raise InputFileRefused(
             f"{path} is not an intact .npz file: {reason(error)}",
             hint="save it again with numpy.savez(path, images=..., labels=...)",
         ) from error
-    raise InputFileRefused(
-        f"{path} holds no arrays `images` and `labels` (it holds {listing(sorted(names))})",
-        hint="name them images and labels, x_test and y_test, or x and y",
-    )
 
 
-def _read_npy(archive: zipfile.ZipFile, name: str, path: Path) -> NDArray[Any]:
+def _read_npy(archive: zipfile.ZipFile, name: str, path: Path, max_bytes: int) -> NDArray[Any]:
     """One array of numbers."""
     where = f"{path} ({name})"
     with archive.open(f"{name}.npy") as opened:
@@ -107,7 +137,7 @@ def _read_npy(archive: zipfile.ZipFile, name: str, path: Path) -> NDArray[Any]:
                 f"{where} is not an array of numbers", hint="images are uint8, labels int64"
             )
         size = math.prod(shape) * dtype.itemsize
-        refuse_too_large(size, where)
+        refuse_too_large(size, where, max_bytes)
         if size > archive.getinfo(f"{name}.npy").file_size:
             raise InputFileRefused(
                 f"{where} says it is of shape {shape}, more than the file holds",
