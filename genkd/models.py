@@ -304,8 +304,9 @@ def build_on_meta(spec: ModelSpec) -> nn.Module:
         with torch.device("meta"):
             return build()
     except (RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).partition("\n")[0][:200]
         raise InputFileRefused(
-            f"{spec.architecture} cannot be built for {spec.num_classes} classes: {error}",
+            f"{spec.architecture} cannot be built for {spec.num_classes} classes: {reason}",
             hint="check the architecture's name and the number of classes",
         ) from error
 

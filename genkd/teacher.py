@@ -183,9 +183,9 @@ def _try_out(teacher: Teacher, source: str) -> None:
     try:
         with torch.no_grad():
             logits = teacher(torch.full((2, image.channels, image.height, image.width), 0.5))
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+    except Exception as error:  # vision transformers assert, a person's own code raises anything
         reason = str(error).partition("\n")[0][:200]
-        if "alloc" in reason or "memory" in reason:  # torch has no type of its own for the CPU
+        if "allocate memory" in reason:  # torch raises no type of its own on the CPU
             raise MemoryError from error
         raise ConfigurationError(
             f"{source} cannot take images of {image.channels}x{size}: {reason}",

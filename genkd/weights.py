@@ -118,7 +118,8 @@ def read_metadata(header: Header) -> dict[str, object]:
         raise InputFileRefused(
             f"the metadata of {header.source} is not valid: {error}", hint="ask for the file again"
         ) from error
-    if not isinstance(value, dict) or type(value.get("v")) is not int or value["v"] != 1:
+    version = value.get("v") if isinstance(value, dict) else None
+    if not isinstance(value, dict) or type(version) is not int or version != MODEL_VERSION:
         raise InputFileRefused(
             f"the metadata of {header.source} is of an unknown version",
             hint="update this program, or ask for the file again",

@@ -412,6 +412,10 @@ class Own(nn.Module):
     def forward(self, x):
         return self.last(self.body(x).flatten(1))
 
+class Picky(Own):
+    def forward(self, x):
+        assert x.shape[-1] == 224, "Wrong image width!"
+
 make = Own
 
 def raises():
@@ -457,6 +461,11 @@ def test_factory_of_a_person_is_used_when_allowed(own_code: Path, images: Tensor
         ({"factory": "own_networks_of_a_test:raises"}, ConfigurationError, "first line"),
         ({"factory": "own_networks_of_a_test:returns_text"}, ConfigurationError, "returned str"),
         ({"factory": "own_networks_of_a_test:not_callable"}, ConfigurationError, "TypeError"),
+        (
+            {"factory": "own_networks_of_a_test:Picky", "num_classes": 5},
+            ConfigurationError,
+            "cannot take images of 1x32x32: Wrong image width!",
+        ),
         ({"num_classes": 6}, InputFileRefused, "no layer with 6 outputs"),
         ({"input_card": COLOUR}, ConfigurationError, "cannot take images"),
         ({"input_card": None}, ConfigurationError, "which images it takes"),
