@@ -33,9 +33,13 @@ def test_ctrl_c_is_interrupted_with_130() -> None:
 
 
 def test_a_library_that_swallows_the_stop_does_not_undo_it() -> None:
-    with pytest.raises(Stopped), stop_signals_raise() as check:
-        swallow_sigterm()
-        check()
+    def work() -> None:
+        with stop_signals_raise() as check:
+            swallow_sigterm()
+            check()
+
+    with pytest.raises(Stopped):
+        work()
 
 
 def test_work_that_nobody_stopped_goes_on() -> None:
