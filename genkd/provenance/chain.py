@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from genkd.provenance.record import StudentRecord
+from genkd.errors import CannotCheck, VerificationFailed
+from genkd.provenance.record import ZERO_HASH, StudentRecord
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,59 @@ class ChainReader(Protocol):
         """The block with this number on the current chain, None if there is none yet."""
         ...
 
-    def entry(self, record_id: bytes) -> Entry | None:
-        """What the registry says of a record id alone, at the confirmed block; None if unknown."""
+    def entries(self, record_ids: Sequence[bytes]) -> Sequence[Entry | None]:
+        """What the registry says of each record id alone, at the newest block; None if unknown."""
         ...
+
+
+def _in_order_at(verdict: Verdict, time: int, deadline: int) -> bool:
+    return (
+        0 < time <= deadline
+        and verdict.enrolled_since <= time < verdict.enrolled_until
+        and 0 < verdict.teacher_committed_at <= time
+    )
+
+
+def require_sense(verdict: Verdict, record: StudentRecord, record_id: bytes) -> None:
+    """Refuse an answer that is about something else or contradicts itself.
+
+    Raises:
+        CannotCheck: If the endpoint lies, or its state is broken.
+    """
+    times = (verdict.registered_at, verdict.committed_at)
+    deadline = record.deadline
+    sensible = (
+        verdict.record_id == record_id
+        and verdict.recorded_at in (*times, 0)
+        and bool(verdict.recorded_at) == any(times)
+        and verdict.in_order == any(_in_order_at(verdict, time, deadline) for time in times)
+        and verdict.in_order == _in_order_at(verdict, verdict.recorded_at, deadline)
+    )
+    if not sensible:
+        raise CannotCheck(
+            "the endpoint's answer about the record contradicts itself",
+            hint="it is broken or lies; ask another endpoint",
+        )
+
+
+def require_order(verdict: Verdict, record: StudentRecord, profile_hash: bytes) -> None:
+    """Say what was not in order when the record was made.
+
+    Raises:
+        VerificationFailed: If anything was not.
+    """
+    time = verdict.recorded_at
+    if verdict.profile_hash in (ZERO_HASH, b"") or not verdict.enrolled_since:
+        raise _refused(f"the node {record.node} was never enrolled")
+    if verdict.profile_hash != profile_hash:
+        raise _refused("the profile is not the one the node was enrolled with")
+    if time > record.deadline:
+        raise _refused("it was recorded after its deadline")
+    if not verdict.enrolled_since <= time < verdict.enrolled_until:
+        raise _refused(f"the node {record.node} was not enrolled when it was recorded, at {time}")
+    if not 0 < verdict.teacher_committed_at <= time:
+        raise _refused("its teacher was not committed before it was recorded")
+
+
+def _refused(reason: str) -> VerificationFailed:
+    return VerificationFailed(reason, hint="do not use it; ask the node for its release again")

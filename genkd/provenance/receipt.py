@@ -1,4 +1,4 @@
-"""The receipt beside a student: its signed record, the node's profile, and where the chain keeps it.
+"""The receipt beside a student: its signed record, the node's profile, its place on the chain.
 
     receipt = Receipt.from_bytes(data)
     receipt.record_id() == receipt.record.digest(receipt.domain)
