@@ -286,6 +286,9 @@ interface IStudentRegistry {
     /// @notice What is known about a record id alone; nothing of a student that only a round holds.
     function entryOf(bytes32 recordId) external view returns (Entry memory);
 
+    /// @notice `entryOf` for each of several, in order: the parents of a merged model.
+    function entriesOf(bytes32[] calldata recordIds) external view returns (Entry[] memory);
+
     /// @notice When an identity committed to a teacher, 0 if it did not.
     function teacherCommittedAt(bytes32 commitment, address identity) external view returns (uint48);
 

@@ -271,7 +271,7 @@ contract StudentRegistry is IStudentRegistry, EIP712, Ownable2Step {
     }
 
     /// @inheritdoc IStudentRegistry
-    function entryOf(bytes32 recordId) external view returns (Entry memory) {
+    function entryOf(bytes32 recordId) public view returns (Entry memory) {
         Record memory record = _records[recordId];
         Node memory node = _nodes[record.node];
         (Revocation memory byNode, Revocation memory byOwner) = _revocationsOf(recordId, node.identity);
@@ -282,6 +282,14 @@ contract StudentRegistry is IStudentRegistry, EIP712, Ownable2Step {
             nodeCounted: _countsAt(node, record.recordedAt),
             revoked: byNode.revokedAt != 0 || byOwner.revokedAt != 0
         });
+    }
+
+    /// @inheritdoc IStudentRegistry
+    function entriesOf(bytes32[] calldata recordIds) external view returns (Entry[] memory entries) {
+        entries = new Entry[](recordIds.length);
+        for (uint256 i = 0; i < recordIds.length; ++i) {
+            entries[i] = entryOf(recordIds[i]);
+        }
     }
 
     /// @inheritdoc IStudentRegistry

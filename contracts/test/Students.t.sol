@@ -55,6 +55,18 @@ contract StudentsTest is RegistryTest {
         vm.assertEq(registry.entryOf(_id(_student(ALICE))).node, address(0), "no entry");
     }
 
+    function test_entriesOfSeveralComeInTheOrderAsked() public {
+        _commitTeacher(BOB);
+        bytes32[] memory ids = new bytes32[](3);
+        (ids[0], ids[1], ids[2]) = (_register(BOB, _student(BOB)), "unknown", _register(ALICE, _student(ALICE)));
+        IStudentRegistry.Entry[] memory entries = registry.entriesOf(ids);
+        vm.assertEq(entries.length, 3, "one each");
+        vm.assertEq(entries[0].node, vm.addr(BOB), "first");
+        vm.assertEq(entries[1].node, address(0), "unknown");
+        vm.assertEq(entries[2].node, vm.addr(ALICE), "last");
+        vm.assertEq(registry.entriesOf(noProof).length, 0, "none asked, none told");
+    }
+
     // ------------------------------------------------------------------ replay, substitution, bit flips
 
     function testFuzz_anyOtherRecordUnderTheSameSignatureIsRefused(IStudentRegistry.Student memory other) public {
