@@ -34,7 +34,7 @@ def standard_normal(like: Tensor, generator: torch.Generator) -> Tensor:
     whatever the device of the model, and a CUDA generator costs no transfer.
     """
     noise = torch.randn(like.shape, generator=generator, device=generator.device, dtype=like.dtype)
-    return noise.to(like.device, non_blocking=True)
+    return noise.to(like.device)
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def standardise_within_class(rewards: Tensor, labels: Tensor, num_classes: int) 
     variance = (centred.square().mean(0) @ member) / count.clamp_min(1)  # (classes,)
     magnitude = (table.square().mean(0) @ member / count.clamp_min(1)).sqrt()
     deviation = variance.sqrt()
-    usable = (count >= 2) & (deviation > RELATIVE_FLOOR * magnitude)
+    usable = deviation > RELATIVE_FLOOR * magnitude  # no sample, or one, deviates by nothing
     scale = torch.where(usable, 1 / torch.where(usable, deviation, 1), 0)
     return (centred * scale[labels]).view(rewards.shape)
 

@@ -12,6 +12,8 @@ from genkd.batch_statistics import BatchStatistics, _Moments
 from genkd.errors import ConfigurationError, InputFileRefused
 from genkd.models import ModelSpec, build_model
 
+DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+
 
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
@@ -213,12 +215,13 @@ def test_impossible_momentum_is_refused(momentum: float) -> None:
 # -- the fast moments ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("shape", [(6, 3, 4, 5), (6, 3), (2, 3, 7), (1, 3, 1, 1)], ids=str)
 def test_fast_moments_equal_var_mean_and_its_gradient(
-    shape: tuple[int, ...], channels_last: bool
+    shape: tuple[int, ...], channels_last: bool, device: str
 ) -> None:
-    x = 2 + 3 * torch.randn(shape, generator=seeded(0), dtype=torch.float64)
+    x = (2 + 3 * torch.randn(shape, generator=seeded(0), dtype=torch.float64)).to(device)
     if channels_last and x.dim() == 4:
         x = x.contiguous(memory_format=torch.channels_last)
     dims = [dim for dim in range(x.dim()) if dim != 1]
@@ -227,14 +230,15 @@ def test_fast_moments_equal_var_mean_and_its_gradient(
     expected_variance, expected_mean = torch.var_mean(b, dims, correction=0)
     torch.testing.assert_close(mean, expected_mean)
     torch.testing.assert_close(variance, expected_variance)
-    weights = torch.randn(2, 3, generator=seeded(1), dtype=torch.float64)
+    weights = torch.randn(2, 3, generator=seeded(1), dtype=torch.float64).to(device)
     (weights[0] @ mean + weights[1] @ variance).backward()
     (weights[0] @ expected_mean + weights[1] @ expected_variance).backward()
     torch.testing.assert_close(a.grad, b.grad)
 
 
-def test_fast_moments_of_bf16_are_float32() -> None:
-    x = (5 + torch.randn(64, 3, 8, 8, generator=seeded(0))).bfloat16().requires_grad_()
+@pytest.mark.parametrize("device", DEVICES)
+def test_fast_moments_of_bf16_are_float32(device: str) -> None:
+    x = (5 + torch.randn(64, 3, 8, 8, generator=seeded(0))).bfloat16().to(device).requires_grad_()
     mean, variance = _Moments.apply(x)
     assert mean.dtype == variance.dtype == torch.float32
     expected_variance, expected_mean = torch.var_mean(x.detach().float(), (0, 2, 3), correction=0)
