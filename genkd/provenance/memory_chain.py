@@ -148,7 +148,8 @@ class MemoryChain:
         if (message.commitment, identity) in self._states[-1].teachers:
             raise Reverted("AlreadyThere")
         self._signed(message.node, message.digest(self.domain), signature)
-        self.mine().teachers[message.commitment, identity] = self.now
+        state = self.mine()
+        state.teachers[message.commitment, identity] = self.now
 
     def register(self, record: StudentRecord, signature: bytes) -> bytes:
         """`register`; returns the record id."""
@@ -163,7 +164,8 @@ class MemoryChain:
         if (record.teacher_commitment, identity) not in state.teachers:
             raise Reverted("TeacherNotCommitted")
         self._signed(record.node, record_id, signature)
-        self.mine().records[record_id] = (record.node, self.now)
+        state = self.mine()
+        state.records[record_id] = (record.node, self.now)
         return record_id
 
     def commit_round(self, run_id: bytes, round_number: int, root: bytes, sender: str) -> None:
@@ -172,7 +174,8 @@ class MemoryChain:
             raise Reverted("NotCoordinator")
         if (run_id, round_number) in self._states[-1].rounds:
             raise Reverted("AlreadyThere")
-        self.mine().rounds[run_id, round_number] = (root, self.now)
+        state = self.mine()
+        state.rounds[run_id, round_number] = (root, self.now)
 
     def revoke(self, message: Revocation, signature: bytes) -> None:
         """`revokeFor`."""
@@ -188,7 +191,8 @@ class MemoryChain:
     def _revoke(self, record_id: bytes, by: str, key: str, reason: int) -> None:
         if self._withdrawn_at(self._states[-1], record_id, by)[0]:
             raise Reverted("AlreadyThere")
-        self.mine().revocations[record_id, by] = (key, self.now, reason)
+        state = self.mine()
+        state.revocations[record_id, by] = (key, self.now, reason)
 
     def _enrol(self, profile: NodeProfile, identity: str) -> None:
         if profile.node in self._states[-1].nodes:
