@@ -8,6 +8,8 @@ from torch import Tensor
 
 from genkd.energy import LatentEnergy, score, tilt_gradient
 from genkd.errors import ConfigurationError
+from genkd.langevin import LangevinSampler
+from genkd.losses import maximum_likelihood_loss
 
 SILU_SLOPE = 1.0998  # the largest slope of SiLU, at x = 2.4
 
@@ -126,3 +128,19 @@ def test_impossible_sizes_are_refused(latent_dim: int, hidden: int, gain: float)
 def test_embeddings_that_are_no_table_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="not a table"):
         LatentEnergy(4, torch.zeros(3), generator=seeded(0))
+
+
+def test_gain_is_a_factor_on_f() -> None:
+    z, labels = latents()
+    torch.testing.assert_close(
+        energy(gain=4.0).eval()(z, labels), 4 * energy(gain=1.0).eval()(z, labels)
+    )
+
+
+def test_sampling_between_forward_and_backward_spoils_nothing() -> None:
+    # Every call in train() moves the power iteration's vectors, which backward also needs.
+    f, (z, labels) = energy().train(), latents()
+    positive = f(z, labels)
+    sampled = LangevinSampler(3, 0.4).sample(f, z, labels, seeded(0))
+    maximum_likelihood_loss(positive, f(sampled, labels)).backward()
+    assert all(parameter.grad is not None for parameter in f.parameters())
