@@ -1,28 +1,28 @@
-"""The registry as a verifier reads it: over JSON-RPC, without web3 and its two seconds of import.
+"""The registry as a verifier reads it, over JSON-RPC and without any Ethereum library.
 
     reader = RegistryReader(url, Domain(chain_id=1, contract="0x..."), confirmations="finalized")
     if reader.fault_of_contract() is None:
         answer = reader.look_up(record, signature, proof)
 
 It implements `genkd.provenance.chain.ChainReader`. Blocks are asked for by their hash, so that all
-that is read belongs to one history even while the chain reorganises.
+that is read at one belongs to one history even while the chain reorganises.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import Final, Literal, NoReturn
 
-from contracts.artifact import fault_of_code, selector
+from contracts.abi import Words, encode_call
+from contracts.artifact import fault_of_code
 from contracts.json_rpc import JsonRpc, printable
 from genkd.errors import CannotCheck, ConfigurationError
 from genkd.provenance.chain import Answer, Block, Entry, Verdict
 from genkd.provenance.record import ZERO_HASH, StudentRecord
-from genkd.provenance.typed_data import Domain, encode_word, members, to_address
+from genkd.provenance.typed_data import WORD, Domain, to_address
 
-WORD = 32
-ZERO_ADDRESS = to_address(bytes(20))
+ZERO_ADDRESS: Final = to_address(bytes(20))
 VERDICT_WORDS = 17
 ENTRY_WORDS = 5
 ENTRIES_AT_ONCE = 500  # three storage slots each: within the gas that endpoints grant a call
@@ -32,33 +32,18 @@ Confirmations = int | Literal["finalized", "safe"]
 
 
 @dataclass(frozen=True)
-class _Head:
-    """A block to read at."""
+class Head:
+    """A block to read at.
+
+    Attributes:
+        number: Its number.
+        hash: Its hash, as JSON-RPC spells it.
+        timestamp: Unix seconds.
+    """
 
     number: int
     hash: str
     timestamp: int
-
-
-class _Words:
-    """The words of an ABI-encoded answer, taken one after the other and checked for their type."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._next = 0
-
-    def take(self, kind: str) -> Any:
-        word = self._data[self._next : self._next + WORD]
-        self._next += WORD
-        if kind == "bytes32":
-            return word
-        bits = {"address": 160, "bool": 1}.get(kind) or int(kind.removeprefix("uint"))
-        number = int.from_bytes(word, "big")
-        if len(word) != WORD or number >> bits:
-            raise _malformed()
-        if kind == "address":
-            return to_address(word[12:])
-        return bool(number) if kind == "bool" else number
 
 
 class RegistryReader:
@@ -70,6 +55,10 @@ class RegistryReader:
         confirmations: What counts as final: the chain's own `finalized` or `safe` tag, or this many
             blocks on top of a block (0: the newest block counts at once).
         timeout: Seconds for one question.
+
+    Attributes:
+        rpc: The endpoint.
+        domain: As given.
 
     Raises:
         ConfigurationError: If the URL or the number of confirmations is out of the question.
@@ -90,7 +79,7 @@ class RegistryReader:
             )
         self.rpc = JsonRpc(url, timeout=timeout)
         self.domain = domain
-        self.confirmations = confirmations
+        self._confirmations = confirmations
 
     def chain_id(self) -> int:
         """The chain id the endpoint itself reports."""
@@ -103,9 +92,9 @@ class RegistryReader:
 
     def look_up(self, record: StudentRecord, signature: bytes, proof: Sequence[bytes]) -> Answer:
         """What the registry says of a record, at the confirmed and at the newest block."""
-        latest = self._head("latest")
-        confirmed = self._confirmed(latest)
-        call = encode_verify(record, signature, proof)
+        latest = self.head("latest")
+        confirmed = self.confirmed(latest)
+        call = encode_call("verify", list(vars(record).values()), signature, proof)
         newest = self._verdict(call, latest)
         if newest is None:
             raise CannotCheck(
@@ -126,122 +115,85 @@ class RegistryReader:
         head = self._as_head(found)
         hashes = found.get("transactions")
         if head.number != number or not isinstance(hashes, list):
-            self._broken("a block that was not asked for")
-        return Block(head.timestamp, frozenset(self._as_hash(one) for one in hashes))
+            self.broken("a block that was not asked for")
+        return Block(head.timestamp, frozenset(self.as_hash(one) for one in hashes))
 
     def entries(self, record_ids: Sequence[bytes]) -> list[Entry | None]:
         """What the registry says of each record id alone, at the newest block; None if unknown."""
-        latest = self._head("latest")
+        latest = self.head("latest")
         found: list[Entry | None] = []
         for start in range(0, len(record_ids), ENTRIES_AT_ONCE):
-            found += self._entries(record_ids[start : start + ENTRIES_AT_ONCE], latest)
+            found += self.entries_at(latest, record_ids[start : start + ENTRIES_AT_ONCE])
         return found
 
-    def confirmed_entry(self, record_id: bytes) -> Entry | None:
-        """What the registry says of a record id alone, at the confirmed block; None if unknown."""
-        head = self._confirmed(self._head("latest"))
-        return self._entries([record_id], head)[0] if self.code_at(head) else None
+    # ------------------------------------------------------------------ at one block
 
-    # ------------------------------------------------------------------ blocks
-
-    def _head(self, which: str) -> _Head:
+    def head(self, which: str) -> Head:
+        """A block by its tag or number, as JSON-RPC spells them."""
         found = self.rpc.ask("eth_getBlockByNumber", which, False)
         if found is None:
-            self._broken(f"no block {which}")
+            self.broken(f"no block {which}")
         return self._as_head(found)
 
-    def _confirmed(self, latest: _Head) -> _Head:
-        if isinstance(self.confirmations, str):
-            head = self._head(self.confirmations)
-        elif self.confirmations == 0:
-            head = latest
-        else:
-            head = self._head(hex(max(0, latest.number - self.confirmations)))
-        if head.number > latest.number:
-            # The chain grew between the two questions: what is true at the older block holds.
+    def confirmed(self, latest: Head) -> Head:
+        """The newest block that counts as final, when `latest` is the newest."""
+        if isinstance(self._confirmations, str):
+            head = self.head(self._confirmations)
+        elif self._confirmations == 0:
             return latest
-        return head
+        else:
+            head = self.head(hex(max(0, latest.number - self._confirmations)))
+        # Should the chain have grown between the two questions, the older block is the safer.
+        return head if head.number <= latest.number else latest
 
-    def _as_head(self, found: object) -> _Head:
-        if not isinstance(found, dict):
-            self._broken("a block that is none")
-        number = self.rpc.as_quantity(found.get("number"))
-        timestamp = self.rpc.as_quantity(found.get("timestamp"))
-        digest = "0x" + self._as_hash(found.get("hash")).hex()
-        return _Head(number, digest, timestamp)
+    def call(self, head: Head, function: str, *arguments: object) -> bytes:
+        """What a function of the registry returns at a block; nothing before its deployment."""
+        return self._call(encode_call(function, *arguments), head)
 
-    def _as_hash(self, value: object) -> bytes:
-        digest = self.rpc.as_data(value)
-        if len(digest) != WORD:
-            self._broken("a hash of another length")
-        return digest
-
-    # ------------------------------------------------------------------ calls
-
-    def code_at(self, head: _Head) -> bytes:
-        """The code at the registry's address at a block, empty before its deployment."""
-        return self.rpc.data("eth_getCode", self.domain.contract, {"blockHash": head.hash})
-
-    def _call(self, data: bytes, head: _Head) -> bytes:
-        transaction = {"to": self.domain.contract, "data": "0x" + data.hex()}
-        return self.rpc.data("eth_call", transaction, {"blockHash": head.hash})
-
-    def _verdict(self, call: bytes, head: _Head) -> Verdict | None:
-        answer = self._call(call, head)
-        if not answer:
-            return None  # a call to an address without code answers with nothing
-        if len(answer) != VERDICT_WORDS * WORD:
-            raise _malformed()
-        return _decode_verdict(_Words(answer), head)
-
-    def _entries(self, record_ids: Sequence[bytes], head: _Head) -> list[Entry | None]:
-        count = len(record_ids)
-        call = selector("entriesOf") + _uint(WORD) + _uint(count) + b"".join(record_ids)
-        answer = self._call(call, head)
-        if len(answer) != (2 + ENTRY_WORDS * count) * WORD:
-            raise _malformed()
-        words = _Words(answer)
-        if (words.take("uint256"), words.take("uint256")) != (WORD, count):
-            raise _malformed()
+    def entries_at(self, head: Head, record_ids: Sequence[bytes]) -> list[Entry | None]:
+        """`entries` at a block, at most `ENTRIES_AT_ONCE`."""
+        answer = self.call(head, "entriesOf", list(record_ids))
+        words = Words(answer, 2 + ENTRY_WORDS * len(record_ids))
+        if (words.take("uint256"), words.take("uint256")) != (WORD, len(record_ids)):
+            self.broken("a list of another length")
         return [_decode_entry(words) for _ in record_ids]
 
-    def _broken(self, what: str) -> NoReturn:
+    def as_hash(self, value: object) -> bytes:
+        """A hash of JSON-RPC, 32 bytes."""
+        digest = self.rpc.as_data(value)
+        if len(digest) != WORD:
+            self.broken("a hash of another length")
+        return digest
+
+    def broken(self, what: str) -> NoReturn:
+        """Refuse an answer.
+
+        Raises:
+            CannotCheck: Always.
+        """
         raise CannotCheck(
             f"{self.rpc.name} answers with {printable(what)}",
             hint="it is broken or lies; ask another endpoint",
         )
 
+    def _as_head(self, found: object) -> Head:
+        if not isinstance(found, dict):
+            self.broken("a block that is none")
+        number = self.rpc.as_quantity(found.get("number"))
+        timestamp = self.rpc.as_quantity(found.get("timestamp"))
+        return Head(number, "0x" + self.as_hash(found.get("hash")).hex(), timestamp)
 
-# ------------------------------------------------------------------ ABI
+    def _call(self, data: bytes, head: Head) -> bytes:
+        transaction = {"to": self.domain.contract, "data": "0x" + data.hex()}
+        return self.rpc.data("eth_call", transaction, {"blockHash": head.hash})
 
-
-def _uint(value: int) -> bytes:
-    return encode_word("uint256", value)
-
-
-def encode_student(record: StudentRecord) -> bytes:
-    """A record as the ABI's static tuple: nine words."""
-    kinds = [kind for kind, _ in members(StudentRecord.TYPE)]
-    pairs = zip(kinds, vars(record).values(), strict=True)
-    return b"".join(encode_word(kind, value) for kind, value in pairs)
-
-
-def encode_verify(record: StudentRecord, signature: bytes, proof: Sequence[bytes]) -> bytes:
-    """The call data of `verify(student, signature, proof)`.
-
-    Raises:
-        ValueError: If a sibling of the proof has not 32 bytes.
-    """
-    if any(len(sibling) != WORD for sibling in proof):
-        raise ValueError("a Merkle proof is a list of 32-byte hashes")
-    student = encode_student(record)
-    tail = _uint(len(signature)) + signature.ljust(-(-len(signature) // WORD) * WORD, b"\0")
-    start = len(student) + 2 * WORD
-    offsets = _uint(start) + _uint(start + len(tail))
-    return selector("verify") + student + offsets + tail + _uint(len(proof)) + b"".join(proof)
+    def _verdict(self, call: bytes, head: Head) -> Verdict | None:
+        answer = self._call(call, head)
+        return _decode_verdict(Words(answer, VERDICT_WORDS), head) if answer else None
 
 
-def _decode_verdict(words: _Words, head: _Head) -> Verdict:
+def _decode_verdict(words: Words, head: Head) -> Verdict:
+    """`IStudentRegistry.Verdict`, its members in order."""
     record_id, profile_hash = words.take("bytes32"), words.take("bytes32")
     identity, since, until = (words.take(kind) for kind in ("address", "uint48", "uint48"))
     registered_at, committed_at = words.take("uint48"), words.take("uint48")
@@ -275,7 +227,7 @@ def _decode_verdict(words: _Words, head: _Head) -> Verdict:
     )
 
 
-def _decode_entry(words: _Words) -> Entry | None:
+def _decode_entry(words: Words) -> Entry | None:
     node, recorded_at = words.take("address"), words.take("uint48")
     words.take("uint32")  # the round, which the record itself tells
     counted, revoked = words.take("bool"), words.take("bool")
@@ -287,10 +239,3 @@ def _decode_entry(words: _Words) -> Entry | None:
 def _nothing(block: int, record_id: bytes) -> Verdict:
     """What a registry that does not exist yet would say."""
     return Verdict(block, record_id, ZERO_HASH, ZERO_ADDRESS, 0, 0, 0, 0, 0, 0, False, 0, 0, 0)
-
-
-def _malformed() -> CannotCheck:
-    return CannotCheck(
-        "the endpoint's answer is not one of this version's registry",
-        hint="check the registry's address and the chain it is on, or ask another endpoint",
-    )
