@@ -368,6 +368,18 @@ def test_file_swapped_after_its_header_was_checked_is_refused(
         read(path, header)
 
 
+@pytest.mark.parametrize("read", [check_finite, load_tensors])
+def test_file_that_grew_after_its_header_was_checked_is_refused(
+    tmp_path: Path, read: Callable[[Path, object], object]
+) -> None:
+    path = tmp_path / "file"
+    write_model(path, {"a": torch.ones(2)}, METADATA)
+    header = read_header(path)
+    path.write_bytes(path.read_bytes() + b"more")
+    with pytest.raises(InputFileRefused):
+        read(path, header)
+
+
 def test_values_swapped_after_the_check_are_checked_again_when_loaded(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_model(path, {"a": torch.ones(2)}, METADATA)
