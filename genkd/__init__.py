@@ -15,12 +15,12 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "distill"]
 
 if TYPE_CHECKING:
-    from genkd.distill import distill
+    from genkd.distillation import distill
 
 
 def __getattr__(name: str) -> Any:  # Any: a module attribute may be of any type
     if name == "distill":
-        from genkd.distill import distill
+        from genkd.distillation import distill
 
         return distill
     raise AttributeError(f"module 'genkd' has no attribute {name!r}")

@@ -33,7 +33,7 @@ from node.teacher_options import (
 )
 
 if TYPE_CHECKING:
-    from genkd.distill import DistillReport, Progress
+    from genkd.distillation import DistillReport, Progress
 
     from genkd.evaluate import Evaluation
 
@@ -107,7 +107,7 @@ def distill(
         out = settings.runs / run_name(teacher, settings.student, settings.seed)
     if eval_data is not None:
         require_there(eval_data)  # not an hour later
-    from genkd.distill import distill as run_distill
+    from genkd.distillation import distill as run_distill
 
     say(f"run directory  {out}")
     with stop_signals_raise() as check:

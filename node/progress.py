@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from node.console import say
 
 if TYPE_CHECKING:
-    from genkd.distill import Progress
+    from genkd.distillation import Progress
 
 LINE_EVERY_SECONDS = 5.0
 FIGURES_SHOWN = 4

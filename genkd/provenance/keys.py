@@ -98,6 +98,10 @@ class NodeKeys:
         """The Ethereum key's signature over a typed message, 65 bytes."""
         return sign_digest(self._secret, message.digest(domain))
 
+    def sign_digest(self, digest: bytes) -> bytes:
+        """The Ethereum key's signature over 32 bytes, such as a transaction's hash; 65 bytes."""
+        return sign_digest(self._secret, digest)
+
     def sign_artifact(self, data: bytes) -> bytes:
         """The P-256 key's signature over bytes: ECDSA with SHA-256, ASN.1 DER."""
         return self._signing_key.sign(data, P256_ALGORITHM)

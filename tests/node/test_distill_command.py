@@ -18,7 +18,7 @@ from node.distill_command import parse_overrides, run_name
 
 @dataclass
 class Recorder:
-    """Stands for `genkd.distill.distill`: notes its arguments and says it is done."""
+    """Stands for `genkd.distillation.distill`: notes its arguments and says it is done."""
 
     calls: list[dict[str, object]] = field(default_factory=list)
 
@@ -43,9 +43,9 @@ class Recorder:
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Recorder:
     recorder = Recorder()
-    module = ModuleType("genkd.distill")
+    module = ModuleType("genkd.distillation")
     module.distill = recorder  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "genkd.distill", module)
+    monkeypatch.setitem(sys.modules, "genkd.distillation", module)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     return recorder

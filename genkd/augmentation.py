@@ -1,0 +1,66 @@
+"""What the student sees of a stored image: moved, mirrored, blended with another.
+
+The teacher labels the result, so any change of an image is a valid example of its function
+("function matching", Beyer et al. 2022, arXiv:2106.05237). For a small bank of synthetic images it
+is the cheapest diversity there is: one more teacher pass without gradients.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from genkd.losses import mixup
+
+# At strength 1, drawn uniformly up to these bounds.
+SCALE = 0.3  # of each side
+SHEAR = 0.2
+SHIFT = 0.15  # of half a side
+
+
+def random_affine(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """Each image scaled, sheared and shifted a little, and mirrored with probability 1/2.
+
+    What comes in from outside is black (zero).
+
+    Args:
+        images: float (B, C, H, W) in [0, 1].
+        strength: 0..1, factor on `SCALE`, `SHEAR` and `SHIFT`.
+        generator: Source of the draws.
+
+    Returns:
+        (B, C, H, W), bilinear samples of `images`.
+    """
+    on = generator.device
+    uniform = torch.rand(len(images), 6, generator=generator, device=on) * 2 - 1
+    mirrored = torch.rand(len(images), generator=generator, device=on) < 0.5
+    bounds = torch.tensor([SCALE, SHEAR, SHIFT, SHEAR, SCALE, SHIFT], device=on)
+    matrix = (strength * bounds * uniform).view(-1, 2, 3)
+    matrix[:, 0, 0] += 1
+    matrix[:, 1, 1] += 1
+    matrix[:, 0] *= torch.where(mirrored, -1.0, 1.0).unsqueeze(1)
+    grid = F.affine_grid(matrix.to(images.device), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid.to(images.dtype), align_corners=False)
+
+
+def augment(
+    images: Tensor, *, affine: float, mixed_share: float, generator: torch.Generator
+) -> Tensor:
+    """`random_affine` of all images, then `mixup` of the first `mixed_share` of them.
+
+    Args:
+        images: float (B, C, H, W) in [0, 1], in random order.
+        affine: Strength, 0..1; 0 leaves the images where they are.
+        mixed_share: 0..1.
+        generator: Source of the draws.
+
+    Returns:
+        (B, C, H, W) in [0, 1].
+    """
+    if affine > 0:
+        images = random_affine(images, affine, generator)
+    mixed = round(mixed_share * len(images))
+    if mixed < 2:
+        return images
+    return torch.cat((mixup(images[:mixed], generator), images[mixed:]))

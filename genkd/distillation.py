@@ -1,0 +1,295 @@
+"""From a teacher's file to a student's file: `genkd.distill`, which the command line calls.
+
+    import genkd
+    report = genkd.distill(teacher="model.safetensors", out="runs/first", budget="10m")
+    print(report.student, report.samples)
+
+The run directory then holds config.json, events.jsonl, checkpoint.pt, samples.npz (which stays on
+the node), result.json, student.safetensors, student.json and report.html.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from genkd import __version__
+from genkd.bank import SynthesisBank, as_images
+from genkd.card import InputCard, ModelCard, ModelSpec, card_to_json
+from genkd.cost import device_name, measure_cost, peak_memory_bytes
+from genkd.device import Device, choose_device
+from genkd.digest import sha256_bytes
+from genkd.errors import InputFileRefused, UsageError
+from genkd.evaluate import load_student
+from genkd.models import build_model
+from genkd.recipe import Budget, Recipe, find_recipe
+from genkd.report import write_report
+from genkd.run_directory import RunDirectory
+from genkd.teacher import Teacher, load_teacher
+from genkd.train import Progress, Trained, train_student
+from genkd.weights import model_bytes
+
+__all__ = ["DistillReport", "Progress", "distill"]
+
+SAMPLES_PER_CLASS = 32
+RESULT_VERSION = 1
+AGREEMENT_IMAGES = 2048
+
+
+@dataclass(frozen=True)
+class DistillReport:
+    """Where things are, and what it took.
+
+    Attributes:
+        student: student.safetensors.
+        report_data: result.json.
+        seconds: Wall time of training.
+        samples: Images synthesised and verified.
+        teacher_passes: Images that went through the teacher.
+        rounds: Rounds of the alternation.
+    """
+
+    student: Path
+    report_data: Path
+    seconds: float
+    samples: int
+    teacher_passes: int
+    rounds: int
+
+
+class _Normalised(nn.Module):
+    """A student with the teacher's normalisation in front, so that it takes images in [0, 1]."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, card: InputCard) -> None:
+        super().__init__()
+        self.network = network
+        shape = (1, card.channels, 1, 1)
+        self.register_buffer("mean", torch.tensor(card.mean).reshape(shape))
+        self.register_buffer("std", torch.tensor(card.std).reshape(shape))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [0, 1] to logits (B, K)."""
+        logits: Tensor = self.network((images - self.mean) / self.std)
+        return logits
+
+
+def distill(
+    *,
+    teacher: str | Path,
+    out: str | Path,
+    student: str = "resnet8-half",
+    recipe: str = "standard",
+    budget: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "auto",
+    fresh: bool = False,
+    architecture: str | None = None,
+    num_classes: int | None = None,
+    input_card: InputCard | None = None,
+    factory: str | None = None,
+    allow_local_code: bool = False,
+    overrides: Mapping[str, str] | None = None,
+    export_onnx: bool = False,
+    init_student: str | Path | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> DistillReport:
+    """Turn a teacher into a student, with no data. The same call resumes an unfinished run.
+
+    Args:
+        teacher: A safetensors file; how its architecture is found, see `genkd.teacher`.
+        out: The run directory.
+        student: The student's architecture, a name that `genkd.models` knows.
+        recipe: "quick", "standard" or "thorough".
+        budget: As `Budget.parse` takes it; None: as the recipe says.
+        seed: Of everything that is drawn, 0..2^63 - 1.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        precision: "auto", "fp32" or "bf16".
+        fresh: Delete an earlier run in `out` and start anew.
+        architecture: Of the teacher, where its file does not say.
+        num_classes: Likewise.
+        input_card: Likewise.
+        factory: "module:function" that builds the teacher.
+        allow_local_code: Whether `factory` may run.
+        overrides: Recipe keys as text.
+        export_onnx: Write student.onnx too, checked against torch.
+        init_student: A student's file to start from.
+        on_progress: Called once a round.
+
+    Raises:
+        InputFileRefused: If the teacher's or a student's file is refused.
+        ConfigurationError: If a setting, a recipe key or the run directory does not fit.
+        UsageError: If an architecture or a budget means nothing.
+        ResourceExhausted: If memory or disk runs out.
+    """
+    chosen = find_recipe(recipe, overrides or {})
+    limit = Budget.parse(budget or chosen.budget)
+    where = choose_device(device, precision)
+    loaded = load_teacher(
+        teacher,
+        architecture=architecture,
+        num_classes=num_classes,
+        input_card=input_card,
+        factory=factory,
+        allow_local_code=allow_local_code,
+    )
+    card = _student_card(student, loaded.card)
+    network, init_sha256 = _student_network(card, init_student, seed)
+    configuration = {
+        "teacher_sha256": loaded.sha256,
+        "teacher_architecture": loaded.card.spec.architecture,
+        "teacher_input": card_to_json(loaded.card)["input"],
+        "student": student,
+        "init_student_sha256": init_sha256,
+        "seed": seed,
+        "budget": str(limit),
+        "device": where.torch.type,
+        "precision": where.precision,
+        "recipe": dataclasses.asdict(chosen),
+        "version": __version__,
+    }
+    with RunDirectory.open(out, configuration, fresh=fresh) as run:
+        loaded.to(where.torch, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = _Normalised(network, card.input)
+        model.to(where.torch, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        run.event("start", seed=seed, budget=str(limit), recipe=recipe)
+        trained = train_student(loaded, model, chosen, limit, where, seed, run, on_progress)
+        _write_results(run, loaded, model, card, trained, chosen, where, seed)
+        run.event("end", rounds=trained.rounds, seconds=trained.seconds)
+        if export_onnx:
+            from genkd.export import export_onnx as write_onnx
+
+            write_onnx(load_student(run.path / "student.safetensors"), run.path / "student.onnx")
+        write_report(run.path)
+        return DistillReport(
+            run.path / "student.safetensors",
+            run.path / "result.json",
+            trained.seconds,
+            trained.samples,
+            trained.teacher_passes,
+            trained.rounds,
+        )
+
+
+def _student_card(student: str, teacher: ModelCard) -> ModelCard:
+    """The student sees what the teacher sees: same images, same classes."""
+    spec = ModelSpec(student, teacher.spec.num_classes, teacher.spec.in_channels)
+    return ModelCard(spec, teacher.input, teacher.class_names, "distilled without data by GenKD")
+
+
+def _student_network(
+    card: ModelCard, init_student: str | Path | None, seed: int
+) -> tuple[nn.Module, str | None]:
+    """A fresh network, or one with the weights of an earlier student; and that file's digest."""
+    random = torch.Generator().manual_seed(seed)
+    network = build_model(card.spec, generator=random)
+    if init_student is None:
+        return network, None
+    earlier = load_student(init_student)
+    if earlier.card.spec != card.spec:
+        raise InputFileRefused(
+            f"{init_student} is a {earlier.card.spec.architecture} of "
+            f"{earlier.card.spec.num_classes} classes, the student a "
+            f"{card.spec.architecture} of {card.spec.num_classes}",
+            hint="give --student the architecture of that file",
+        )
+    network.load_state_dict(earlier.network.state_dict())
+    return network, earlier.sha256
+
+
+def _write_results(
+    run: RunDirectory,
+    teacher: Teacher,
+    model: _Normalised,
+    card: ModelCard,
+    trained: Trained,
+    recipe: Recipe,
+    device: Device,
+    seed: int,
+) -> None:
+    """Everything of the run directory but the report, the student's file last of its pair."""
+    state = model.network.state_dict()
+    if not all(bool(torch.isfinite(value).all()) for value in state.values()):
+        raise UsageError(
+            "the student diverged: its weights are not finite",
+            hint="lower --set student_rate=0.03, or try another --seed",
+        )
+    metadata = {"v": 1, "card": card_to_json(card)}
+    data = model_bytes(state, metadata)
+    run.write_json("student.json", metadata["card"])
+    run.write_bytes("student.safetensors", data)
+    run.write_bytes("samples.npz", _samples(trained.bank, card.spec.num_classes))
+    image = card.input
+    images = torch.zeros(256, image.channels, image.height, image.width, device=device.torch)
+    cost = {name: measure_cost(m, images) for name, m in (("teacher", teacher), ("student", model))}
+    shas = {"teacher": teacher.sha256, "student": sha256_bytes(data)}
+    names = {"teacher": teacher.card.spec.architecture, "student": card.spec.architecture}
+    run.write_json(
+        "result.json",
+        {
+            "schema_version": RESULT_VERSION,
+            "seed": seed,
+            "recipe": dataclasses.asdict(recipe),
+            "versions": {
+                "genkd-node": __version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+            "machine": {
+                "system": platform.platform(),
+                "device": device_name(device.torch),
+                "precision": device.precision,
+                "threads": torch.get_num_threads(),
+            },
+            "seconds": trained.seconds,
+            "phase_seconds": trained.phase_seconds,
+            "peak_memory_bytes": peak_memory_bytes(device.torch),
+            "rounds": trained.rounds,
+            "samples": trained.samples,
+            "teacher_passes": trained.teacher_passes,
+            **{
+                name: {"architecture": names[name], "sha256": shas[name], **cost[name].as_json()}
+                for name in ("teacher", "student")
+            },
+            "class_names": card.class_names,
+            "agreement_per_class": _agreement_per_class(teacher, model, trained.bank, device),
+            "final": trained.figures,
+        },
+    )
+
+
+@torch.no_grad()
+def _agreement_per_class(
+    teacher: Teacher, model: nn.Module, bank: SynthesisBank, device: Device
+) -> list[float | None]:
+    """Of the newest synthetic images, as stored: how often the student agrees, by class."""
+    classes = teacher.card.spec.num_classes
+    images, labels, _ = bank.samples(max(1, AGREEMENT_IMAGES // classes), classes)
+    agreed = torch.zeros(classes)
+    count = torch.bincount(labels, minlength=classes)
+    model.eval()
+    for part, label in zip(images.split(256), labels.split(256), strict=True):
+        batch = as_images(part).to(device.torch)
+        same = (model(batch).argmax(1) == teacher(batch).argmax(1)).float().cpu()
+        agreed.index_add_(0, label, same)
+    return [float(a / n) if n else None for a, n in zip(agreed, count, strict=True)]
+
+
+def _samples(bank: SynthesisBank, num_classes: int) -> bytes:
+    images, labels, confidence = bank.samples(SAMPLES_PER_CLASS, num_classes)
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer, images=images.numpy(), labels=labels.numpy(), confidence=confidence.numpy()
+    )
+    return buffer.getvalue()

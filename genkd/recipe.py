@@ -1,0 +1,251 @@
+"""Every number that decides how a distillation goes, and the budget it may spend.
+
+    recipe = PRESETS["standard"].with_overrides({"latent_dim": "128"})
+    budget = Budget.parse("10m")
+
+A recipe is frozen, checked, and written into the run directory and the provenance of a student.
+The presets were chosen on held-out images of the *training* set of Fashion-MNIST, never on its
+test set; see CONTRIBUTING.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Self, get_args, get_type_hints
+
+from genkd.errors import ConfigurationError, UsageError
+
+PolicyGradient = Literal["none", "stationary", "chain"]
+BudgetUnit = Literal["seconds", "passes", "samples"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run may spend.
+
+    Attributes:
+        amount: How much, above 0.
+        unit: "seconds" of wall time; teacher "passes" (images that went through the teacher,
+            forward); or "samples", images put into the bank.
+    """
+
+    amount: float
+    unit: BudgetUnit
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The budget of `10m`, `90s`, `1.5h`, `2e6 passes`, `20000 samples`.
+
+        Raises:
+            UsageError: If it is none of these.
+        """
+        match = re.fullmatch(r"([0-9.]+(?:e[0-9]{1,2})?)\s*([a-z]+)", text.strip().lower())
+        units: dict[str, tuple[float, BudgetUnit]] = {
+            "s": (1, "seconds"),
+            "m": (60, "seconds"),
+            "h": (3600, "seconds"),
+            "passes": (1, "passes"),
+            "samples": (1, "samples"),
+        }
+        try:
+            if match is None:
+                raise ValueError(text)
+            factor, unit = units[match[2]]
+            amount = float(match[1]) * factor
+            if not 0 < amount < math.inf:
+                raise ValueError(text)
+        except (ValueError, KeyError) as error:
+            raise UsageError(
+                f"{text[:40]!r} is not a budget",
+                hint="for example 10m, 90s, 1h, 2e6passes or 20000samples",
+            ) from error
+        return cls(amount, unit)
+
+    def __str__(self) -> str:
+        return f"{self.amount:g} {self.unit}"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The numbers of one distillation.
+
+    Attributes:
+        budget: What to spend if nothing else is said, as `Budget.parse` takes it.
+        batch: Images synthesised at once; halved when memory runs out.
+        bank_images: Images the bank keeps; the oldest make room.
+        generator_channels: Feature maps before the generator's last convolution.
+        generator_rate: Learning rate of its Adam.
+        generator_steps: Adam steps for each batch of latents.
+        generator_rounds: Rounds after which the generator starts anew; 0: never. What its latents
+            meant is then forgotten with it.
+        latent_dim: d of z.
+        label_weight: Factor on the label embedding against z; small ones make G listen to z.
+        statistics_weight: lambda_bn of r_BN.
+        statistics_momentum: rho in [0, 1), weight of past batches in r_BN.
+        label_loss_weight: lambda_oh of the cross-entropy with the wanted class.
+        adversarial_weight: lambda_adv of the masked divergence of teacher and student.
+        smoothness_weight: lambda_tv of the total variation.
+        warm_up: Share of the budget without the adversarial term and the policy gradient.
+        energy: Whether latents come from the latent EBM (else from N(0, I)).
+        energy_rate: Learning rate of its Adam.
+        energy_steps: Adam steps a round.
+        langevin_steps: Steps of a chain.
+        langevin_step_size: s, in prior standard deviations.
+        positive_temperature: beta of the weights exp(v / beta) of positives, in nats of v.
+        policy_gradient: "none", "stationary" or "chain".
+        policy_weight: Factor on the policy-gradient loss against the likelihood.
+        effective_share: Below this effective share of N(0, I) draws the tilt has gone far enough,
+            and the policy gradient rests.
+        acceptance: Share of the verified images of each class, best first, that enter the bank.
+        student_steps: SGD steps of the student a round.
+        student_batch: Its batch.
+        student_rate: Its peak learning rate.
+        student_decay: Its weight decay.
+        temperature: T of the distillation loss.
+        affine: Strength of the random affine maps, 0..1.
+        mixed_share: Share of its images blended with another, 0..1.
+    """
+
+    budget: str = "30m"
+    batch: int = 256
+    bank_images: int = 40_000
+    generator_channels: int = 16
+    generator_rate: float = 4e-3
+    generator_steps: int = 10
+    generator_rounds: int = 4
+    latent_dim: int = 64
+    label_weight: float = 8.0
+    statistics_weight: float = 3.0
+    statistics_momentum: float = 0.0
+    label_loss_weight: float = 1.0
+    adversarial_weight: float = 1.0
+    smoothness_weight: float = 0.0
+    warm_up: float = 0.15
+    energy: bool = True
+    energy_rate: float = 1e-3
+    energy_steps: int = 2
+    langevin_steps: int = 20
+    langevin_step_size: float = 0.4
+    positive_temperature: float = 0.2
+    policy_gradient: PolicyGradient = "stationary"
+    policy_weight: float = 0.3
+    effective_share: float = 0.2
+    acceptance: float = 1.0
+    student_steps: int = 12
+    student_batch: int = 128
+    student_rate: float = 0.1
+    student_decay: float = 5e-4
+    temperature: float = 4.0
+    affine: float = 1.0
+    mixed_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            low, high = BOUNDS.get(name, (0.0, 1e9))
+            if isinstance(value, int | float) and not low <= value <= high:
+                raise ConfigurationError(
+                    f"recipe key {name} = {value} is outside {low:g} to {high:g}",
+                    hint=f"the standard recipe has {name} = {_default(name)}",
+                )
+        if self.policy_gradient not in get_args(PolicyGradient):
+            raise ConfigurationError(
+                f"recipe key policy_gradient = {self.policy_gradient!r} is unknown",
+                hint=f"use one of {', '.join(get_args(PolicyGradient))}",
+            )
+        try:
+            Budget.parse(self.budget)
+        except UsageError as error:
+            raise ConfigurationError(f"recipe key budget: {error}", hint=error.hint) from error
+
+    def with_overrides(self, overrides: Mapping[str, str]) -> Self:
+        """This recipe with some keys given as text, as `--set KEY=VALUE` does.
+
+        Raises:
+            ConfigurationError: If a key is unknown or a value does not fit.
+        """
+        kinds = get_type_hints(type(self))
+        values: dict[str, object] = {}
+        for key, text in overrides.items():
+            if key not in kinds:
+                near = difflib.get_close_matches(key, kinds, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"keys: {', '.join(sorted(kinds))}"
+                raise ConfigurationError(f"there is no recipe key {key!r}", hint=hint)
+            values[key] = _parse(key, text, kinds[key])
+        return dataclasses.replace(self, **values)  # type: ignore[arg-type]
+
+
+# What a key may be; keys that are not named are only kept from being negative.
+BOUNDS: Mapping[str, tuple[float, float]] = {
+    "batch": (4, 65_536),
+    "bank_images": (64, 10_000_000),
+    "generator_channels": (1, 1024),
+    "generator_rate": (1e-7, 1),
+    "generator_steps": (1, 10_000),
+    "latent_dim": (1, 4096),
+    "statistics_momentum": (0, 0.999),
+    "warm_up": (0, 1),
+    "energy_rate": (1e-7, 1),
+    "langevin_steps": (1, 10_000),
+    "langevin_step_size": (1e-4, 1.99),
+    "positive_temperature": (1e-3, 1e3),
+    "effective_share": (0, 1),
+    "acceptance": (0.01, 1),
+    "student_steps": (1, 100_000),
+    "student_batch": (2, 65_536),
+    "student_rate": (1e-7, 10),
+    "temperature": (0.1, 100),
+    "affine": (0, 1),
+    "mixed_share": (0, 1),
+}
+WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def _default(name: str) -> object:
+    return next(f.default for f in dataclasses.fields(Recipe) if f.name == name)
+
+
+def _parse(key: str, text: str, kind: object) -> object:
+    try:
+        if kind is bool:
+            return WORDS[text.lower()]
+        if kind is int:
+            return int(text)
+        if kind is float:
+            number = float(text)
+            if not math.isfinite(number):
+                raise ValueError(text)
+            return number
+        return text
+    except (ValueError, KeyError) as error:
+        wanted = {bool: "yes or no", int: "a whole number"}.get(kind, "a number")  # type: ignore[call-overload]
+        raise ConfigurationError(
+            f"recipe key {key} = {text[:40]!r} is not {wanted}",
+            hint=f"the standard recipe has {key} = {_default(key)}",
+        ) from error
+
+
+STANDARD = Recipe()
+PRESETS: Mapping[str, Recipe] = {
+    # To see that everything works, and what it looks like.
+    "quick": dataclasses.replace(STANDARD, budget="3m"),
+    "standard": STANDARD,
+    "thorough": dataclasses.replace(STANDARD, budget="3h", bank_images=100_000),
+}
+
+
+def find_recipe(name: str, overrides: Mapping[str, str]) -> Recipe:
+    """The preset of that name, with its overrides.
+
+    Raises:
+        ConfigurationError: If there is no such preset, or an override does not fit.
+    """
+    if name not in PRESETS:
+        raise ConfigurationError(
+            f"there is no recipe {name!r}", hint=f"use one of {', '.join(PRESETS)}"
+        )
+    return PRESETS[name].with_overrides(overrides)

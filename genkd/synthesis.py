@@ -1,0 +1,276 @@
+"""One round of synthesis: the prior proposes latents, the generator learns to draw them, the teacher
+verifies, and the prior learns from what came out.
+
+    synthesiser = Synthesiser(teacher, recipe, device, generator)
+    batch = synthesiser.synthesise(student, steer=True)     # the student only says what it lacks
+    bank.add(batch.images, batch.labels, batch.confidence)
+
+The generator's loss (DeepInversion's statistics, a class to be, and the masked adversarial term of
+DFQ and NAYER):
+
+    lambda_bn r_BN + lambda_oh CE(T, y) - lambda_adv mean(mask KL(T || S)) + lambda_tv TV
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genkd.bank import as_images, quantise
+from genkd.batch_statistics import BatchStatistics
+from genkd.device import Device
+from genkd.generator import Generator, label_embeddings
+from genkd.losses import (
+    class_cross_entropy,
+    class_entropy,
+    label_log_probability,
+    masked_divergence,
+    self_normalised_weights,
+    total_variation,
+    within_class_deviation,
+)
+from genkd.prior import LatentPrior, Proposal
+from genkd.recipe import Recipe
+from genkd.teacher import Teacher
+
+# DCGAN's choice (arXiv:1511.06434): a fast-changing loss wants little momentum.
+ADAM_BETAS = (0.5, 0.999)
+
+
+@dataclass(frozen=True)
+class SyntheticBatch:
+    """What one round adds to the bank.
+
+    Attributes:
+        images: uint8 (B, C, H, W), verified by the teacher after quantising.
+        labels: int64 (B,), the class asked for, which the teacher confirms.
+        confidence: float32 (B,), the teacher's probability of it, 0..1.
+        losses: Scalars on the device, detached.
+        health: Likewise.
+        teacher_passes: Images that went through the teacher.
+    """
+
+    images: Tensor
+    labels: Tensor
+    confidence: Tensor
+    losses: dict[str, Tensor]
+    health: dict[str, Tensor]
+    teacher_passes: int
+
+
+class Synthesiser:
+    """The generator, its prior and what they remember.
+
+    Args:
+        teacher: On the device, in channels-last memory.
+        recipe: What to do.
+        device: Where.
+        generator: Source of everything random here, on the device.
+
+    Attributes:
+        batch: Images a round; halved by `halve_batch`.
+    """
+
+    def __init__(
+        self, teacher: Teacher, recipe: Recipe, device: Device, generator: torch.Generator
+    ) -> None:
+        card = teacher.card
+        self.teacher, self.recipe, self.device, self.random = teacher, recipe, device, generator
+        self.num_classes = card.spec.num_classes
+        self.batch = recipe.batch
+        self.rounds = 0
+        self.teacher_passes = 0
+        embeddings = label_embeddings(teacher, self.num_classes, "teacher", generator)
+        self.generator = Generator(
+            recipe.latent_dim,
+            embeddings,
+            channels=card.input.channels,
+            height=card.input.height,
+            width=card.input.width,
+            base_channels=recipe.generator_channels,
+            label_weight=recipe.label_weight,
+            generator=generator,
+        ).to(device.torch)
+        self.optimizer = self._new_optimizer()
+        self.statistics = BatchStatistics(teacher, momentum=recipe.statistics_momentum)
+        self.prior = LatentPrior(embeddings, recipe, device, generator) if recipe.energy else None
+
+    def synthesise(self, student: nn.Module, *, steer: bool) -> SyntheticBatch:
+        """Train the generator on one batch of latents and keep the images it draws of them.
+
+        Args:
+            student: In `eval()`; only asked, never changed.
+            steer: Whether the adversarial term and the policy gradient act yet.
+        """
+        passes = self.teacher_passes
+        if self.recipe.generator_rounds and self.rounds % self.recipe.generator_rounds == 0:
+            self._start_anew()
+        self.rounds += 1
+        proposal = self._propose()
+        losses = {}
+        self.generator.train()
+        for _ in range(self.recipe.generator_steps):
+            losses = self._generator_step(proposal, student, steer)
+        self.statistics.update()
+        images, logits, student_logits = self._draw(proposal.latents, proposal.labels, student)
+        log_probability = label_log_probability(logits, proposal.labels)
+        chosen = self._choose(logits, proposal.labels, log_probability)
+        agree = (student_logits.argmax(1) == logits.argmax(1)).float().mean()
+        health = {
+            "acceptance": chosen.float().mean(),
+            "class_entropy": class_entropy(logits),
+            "agreement_on_new": agree,
+            "pixel_deviation": within_class_deviation(
+                as_images(images), proposal.labels, self.num_classes
+            ).nanmean(),
+        }
+        if self.prior is not None:
+            figures = self._learn_prior(
+                self.prior, proposal, log_probability, logits, student_logits, student, steer
+            )
+            losses |= {k: figures.pop(k) for k in ("mle", "policy_gradient") if k in figures}
+            health |= figures
+        return SyntheticBatch(
+            images[chosen],
+            proposal.labels[chosen],
+            log_probability[chosen].exp(),
+            losses,
+            health,
+            self.teacher_passes - passes,
+        )
+
+    def halve_batch(self) -> bool:
+        """Make half as many images a round from now on; False if that is not possible."""
+        if self.batch // 2 < max(4, self.num_classes // 4):
+            return False
+        self.batch //= 2
+        return True
+
+    def close(self) -> None:
+        """Take the hooks off the teacher."""
+        self.statistics.remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint; the random state is the caller's."""
+        return {
+            "batch": self.batch,
+            "rounds": self.rounds,
+            "teacher_passes": self.teacher_passes,
+            "generator": self.generator.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "statistics": self.statistics.state_dict(),
+            "prior": None if self.prior is None else self.prior.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self.batch, self.rounds = state["batch"], state["rounds"]
+        self.teacher_passes = state["teacher_passes"]
+        self.generator.load_state_dict(state["generator"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.statistics.load_state_dict(state["statistics"])
+        if self.prior is not None:
+            self.prior.load_state_dict(state["prior"])
+
+    def _new_optimizer(self) -> torch.optim.Adam:
+        rate = self.recipe.generator_rate
+        return torch.optim.Adam(self.generator.parameters(), lr=rate, betas=ADAM_BETAS)
+
+    def _start_anew(self) -> None:
+        """A generator that starts anew draws other pictures; what z meant is forgotten."""
+        self.generator.reinitialise(self.random)
+        self.optimizer = self._new_optimizer()
+        if self.prior is not None:
+            self.prior.forget(self.random)
+
+    def _propose(self) -> Proposal:
+        """Latents for a batch with as many of each class as possible, in random order."""
+        on = self.device.torch
+        # A random start, so that classes that do not fit into this batch come in another.
+        first = torch.randint(self.num_classes, (), generator=self.random, device=on)
+        labels = (torch.arange(self.batch, device=on) + first) % self.num_classes
+        labels = labels[torch.randperm(self.batch, generator=self.random, device=on)]
+        if self.prior is not None:
+            return self.prior.draw(labels, self.random)
+        shape = (self.batch, self.recipe.latent_dim)
+        return Proposal(torch.randn(shape, generator=self.random, device=on), labels, None)
+
+    def _generator_step(
+        self, proposal: Proposal, student: nn.Module, steer: bool
+    ) -> dict[str, Tensor]:
+        recipe = self.recipe
+        with self.device.autocast():
+            images = self.generator(proposal.latents, proposal.labels).float()
+            logits, statistics = self.statistics.measure(images)
+        self.teacher_passes += len(images)
+        label_loss = class_cross_entropy(logits, proposal.labels)
+        loss = recipe.statistics_weight * statistics + recipe.label_loss_weight * label_loss
+        losses = {"statistics": statistics.detach(), "label": label_loss.detach()}
+        if recipe.smoothness_weight:
+            loss = loss + recipe.smoothness_weight * total_variation(images)
+        if steer and recipe.adversarial_weight:
+            with self.device.autocast():
+                student_logits = student(images)
+            adversarial = masked_divergence(logits, student_logits).mean()
+            loss = loss - recipe.adversarial_weight * adversarial
+            losses["adversarial"] = adversarial.detach()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return losses
+
+    @torch.no_grad()
+    def _draw(
+        self, latents: Tensor, labels: Tensor, student: nn.Module
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Images as the bank would keep them, and what teacher and student say of just those."""
+        with self.device.autocast():
+            images = quantise(self.generator(latents, labels))
+            stored = as_images(images)
+            logits, student_logits = self.teacher(stored), student(stored)
+        self.teacher_passes += len(images)
+        return images, logits.float(), student_logits.float()
+
+    def _choose(self, logits: Tensor, labels: Tensor, log_probability: Tensor) -> Tensor:
+        """Which images enter the bank (B,): verified, and among the best of their class."""
+        verified = logits.argmax(1) == labels
+        if self.recipe.acceptance == 1:
+            return verified
+        score = log_probability.masked_fill(~verified, -torch.inf)
+        same = labels.unsqueeze(0) == labels.unsqueeze(1)  # (B, B)
+        better = (same & (score.unsqueeze(0) > score.unsqueeze(1))).sum(1)
+        count = (same & verified.unsqueeze(0)).sum(1)
+        return verified & (better < (self.recipe.acceptance * count).ceil())
+
+    def _learn_prior(
+        self,
+        prior: LatentPrior,
+        proposal: Proposal,
+        log_probability: Tensor,
+        logits: Tensor,
+        student_logits: Tensor,
+        student: nn.Module,
+        steer: bool,
+    ) -> dict[str, Tensor]:
+        """Positives are this round's own verified latents: older ones mean other images by now."""
+        verified = logits.argmax(1) == proposal.labels
+        # Weight zero in place of leaving out: no shape depends on the data, so nothing waits.
+        score = log_probability.masked_fill(~verified, -1e4)
+        weights = self_normalised_weights(score, self.recipe.positive_temperature)
+        rewards = masked_divergence(logits, student_logits)
+
+        def reward_of(latents: Tensor, labels: Tensor) -> Tensor:
+            _, teacher_says, student_says = self._draw(latents, labels, student)
+            return masked_divergence(teacher_says, student_says)
+
+        return prior.learn(
+            proposal,
+            (proposal.latents, proposal.labels, weights),
+            reward_of if steer else None,
+            rewards,
+            self.random,
+        )

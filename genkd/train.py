@@ -1,0 +1,278 @@
+"""The alternation: a round of synthesis, a stretch of distillation, until the budget is spent.
+
+    trained = train_student(teacher, student, recipe, budget, device, seed, run, on_progress)
+
+The last step counts: no held-out data are consulted, no earlier student is better. Nothing here
+reads a data set or opens a socket.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from genkd.bank import SynthesisBank
+from genkd.cost import is_out_of_memory
+from genkd.device import Device
+from genkd.errors import ResourceExhausted
+from genkd.recipe import Budget, Recipe
+from genkd.run_directory import RunDirectory
+from genkd.student import StudentLearner
+from genkd.synthesis import Synthesiser
+from genkd.teacher import Teacher
+
+CHECKPOINT_SECONDS = 30.0
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is, for people.
+
+    Attributes:
+        fraction: Share of the budget that is spent, 0..1.
+        phase: "synthesising" or "distilling".
+        round: Rounds begun.
+        seconds: Wall time spent, earlier stretches of a resumed run included.
+        eta_seconds: Wall time still needed; None before it can be told.
+        figures: A few key figures by name.
+    """
+
+    fraction: float
+    phase: str
+    round: int
+    seconds: float
+    eta_seconds: float | None
+    figures: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training came to.
+
+    Attributes:
+        bank: The images at the end.
+        seconds: Wall time.
+        phase_seconds: The same by phase.
+        rounds: Rounds done.
+        samples: Images ever put into the bank.
+        teacher_passes: Images that went through the teacher.
+        figures: Losses and health figures of the last round.
+    """
+
+    bank: SynthesisBank
+    seconds: float
+    phase_seconds: dict[str, float]
+    rounds: int
+    samples: int
+    teacher_passes: int
+    figures: dict[str, float]
+
+
+class _Training:
+    """All that changes while training, so that a checkpoint is one call."""
+
+    def __init__(
+        self, teacher: Teacher, student: nn.Module, recipe: Recipe, device: Device, seed: int
+    ) -> None:
+        image = teacher.card.input
+        self.random = device.generator(seed)
+        self.synthesiser = Synthesiser(teacher, recipe, device, self.random)
+        self.learner = StudentLearner(student, recipe, device, self.random)
+        shape = (image.channels, image.height, image.width)
+        self.bank = SynthesisBank(recipe.bank_images, shape, device.torch)
+        self.round = 0
+        self.student_passes = 0  # images that the teacher saw for the student's sake
+        self.phase_seconds = {"synthesis": 0.0, "distillation": 0.0, "bookkeeping": 0.0}
+        self.figures: dict[str, float] = {}
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.phase_seconds.values())
+
+    @property
+    def teacher_passes(self) -> int:
+        return self.synthesiser.teacher_passes + self.student_passes
+
+    def spent(self, budget: Budget) -> float:
+        """Share of the budget that is spent, 0..1."""
+        amount = {
+            "seconds": self.seconds,
+            "passes": self.teacher_passes,
+            "samples": self.bank.added,
+        }[budget.unit]
+        return min(1.0, amount / budget.amount)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "random": self.random.get_state(),
+            "synthesiser": self.synthesiser.state_dict(),
+            "learner": self.learner.state_dict(),
+            "bank": self.bank.state_dict(),
+            "round": self.round,
+            "student_passes": self.student_passes,
+            "phase_seconds": dict(self.phase_seconds),
+            "figures": dict(self.figures),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.random.set_state(state["random"])
+        self.synthesiser.load_state_dict(state["synthesiser"])
+        self.learner.load_state_dict(state["learner"])
+        self.bank.load_state_dict(state["bank"])
+        self.round, self.student_passes = state["round"], state["student_passes"]
+        self.phase_seconds, self.figures = dict(state["phase_seconds"]), dict(state["figures"])
+
+
+def train_student(
+    teacher: Teacher,
+    student: nn.Module,
+    recipe: Recipe,
+    budget: Budget,
+    device: Device,
+    seed: int,
+    run: RunDirectory,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Trained:
+    """Train `student` in place until the budget is spent; resumes from the run's checkpoint.
+
+    With a budget in passes or samples the same seed gives the same student, bit for bit, on a CPU,
+    however often the run is killed and resumed. With a budget in time the number of rounds depends
+    on the machine.
+
+    Args:
+        teacher: On the device.
+        student: On the device; maps images in [0, 1] to logits; any initial weights.
+        recipe: What to do.
+        budget: When to stop.
+        device: Where.
+        seed: Of everything that is drawn.
+        run: Events and checkpoints go there.
+        on_progress: Called after each phase of a round. What it raises ends the training after a
+            checkpoint; the run can be resumed.
+
+    Raises:
+        ResourceExhausted: If memory runs out even with the smallest batch, or the disk is full.
+    """
+    training = _Training(teacher, student, recipe, device, seed)
+    state = run.load_checkpoint()
+    if state is not None:
+        training.load_state_dict(state)
+        run.event("resume", round=training.round, seconds=training.seconds)
+    student.eval()
+    last_checkpoint = time.monotonic()
+    try:
+        while (progress := training.spent(budget)) < 1:
+            _round(training, teacher, student, recipe, progress, run)
+            if on_progress is not None:
+                try:
+                    on_progress(_progress(training, budget))
+                except BaseException:
+                    run.save_checkpoint(training.state_dict())
+                    raise
+            if time.monotonic() - last_checkpoint > CHECKPOINT_SECONDS:
+                run.save_checkpoint(training.state_dict())
+                last_checkpoint = time.monotonic()
+    finally:
+        training.synthesiser.close()
+    run.save_checkpoint(training.state_dict())
+    return Trained(
+        training.bank,
+        training.seconds,
+        dict(training.phase_seconds),
+        training.round,
+        training.bank.added,
+        training.teacher_passes,
+        dict(training.figures),
+    )
+
+
+def _round(
+    training: _Training,
+    teacher: Teacher,
+    student: nn.Module,
+    recipe: Recipe,
+    progress: float,
+    run: RunDirectory,
+) -> None:
+    """Synthesise, keep, distil, write down."""
+    start = time.monotonic()
+    steer = progress >= recipe.warm_up
+    batch = _in_memory(
+        lambda: training.synthesiser.synthesise(student, steer=steer),
+        training.synthesiser.halve_batch,
+        run,
+        training.round,
+    )
+    training.bank.add(batch.images, batch.labels, batch.confidence)
+    synthesised = time.monotonic()
+    figures: dict[str, Tensor] = {}
+    rate = 0.0
+    if len(training.bank) > 0:
+        figures, rate = _in_memory(
+            lambda: training.learner.learn(teacher, training.bank, progress),
+            training.learner.halve_batch,
+            run,
+            training.round,
+        )
+        training.student_passes += recipe.student_steps * training.learner.batch
+    # The one wait for the device in a round: figures become numbers.
+    losses = {
+        k: v.item()
+        for k, v in {
+            **batch.losses,
+            "distillation": figures.get("distillation", torch.zeros(())),
+        }.items()
+    }
+    health = {k: v.item() for k, v in batch.health.items()}
+    if "agreement" in figures:
+        health["agreement"] = figures["agreement"].item()
+    distilled = time.monotonic()
+    training.phase_seconds["synthesis"] += synthesised - start
+    training.phase_seconds["distillation"] += distilled - synthesised
+    training.figures = {**losses, **health}
+    run.event(
+        "round",
+        round=training.round,
+        seconds=training.seconds,
+        losses=losses,
+        health={**health, "bank": len(training.bank)},
+        phase_seconds=dict(training.phase_seconds),
+        learning_rates={"student": rate},
+    )
+    training.round += 1
+    training.phase_seconds["bookkeeping"] += time.monotonic() - distilled
+
+
+def _in_memory(
+    work: Callable[[], Result], halve: Callable[[], bool], run: RunDirectory, round_number: int
+) -> Result:
+    """`work()`, with half the batch as often as memory runs out."""
+    while True:
+        try:
+            return work()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if not halve():
+                raise ResourceExhausted(
+                    "memory runs out even with the smallest batch",
+                    hint="close other programs, or use --set generator_channels=8",
+                ) from error
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        run.event("warning", round=round_number, message="out of memory: the batch is halved")
+
+
+def _progress(training: _Training, budget: Budget) -> Progress:
+    fraction = training.spent(budget)
+    remaining = training.seconds * (1 - fraction) / fraction if fraction > 0.01 else None
+    shown = ("agreement", "acceptance", "distillation", "energy_gap")
+    figures = {name: training.figures[name] for name in shown if name in training.figures}
+    figures["images"] = float(training.bank.added)
+    return Progress(fraction, "distilling", training.round, training.seconds, remaining, figures)
