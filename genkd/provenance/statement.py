@@ -21,7 +21,12 @@ from types import MappingProxyType
 
 from genkd.canonical import canonical_json, parse_json
 from genkd.errors import InputFileRefused
-from genkd.provenance.typed_data import parse_address, parse_bytes32, to_hex
+from genkd.provenance.typed_data import (
+    MAX_SAFE_INTEGER,
+    parse_address,
+    parse_bytes32,
+    to_hex,
+)
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
@@ -35,7 +40,8 @@ MAX_ENTRIES = 256
 NAME = re.compile(r"[A-Za-z0-9_.:@-]{1,80}")
 # Text of a recipe: printable, and nothing that could be a path or a URL of the node.
 TEXT = re.compile(r"[^\x00-\x1f\x7f/\\]{0,200}")
-DECIMAL = re.compile(r"-?(?:0|[1-9][0-9]{0,30})(?:\.[0-9]{1,30})?")
+# Any finite float64 without an exponent: at most 309 digits before the point, 340 after it.
+DECIMAL = re.compile(r"-?(?:0|[1-9][0-9]{0,308})(?:\.[0-9]{1,340})?")
 VERSION = re.compile(r"[0-9A-Za-z.+-]{1,40}")
 
 RecipeValue = str | int | bool | None
@@ -221,8 +227,8 @@ def _digest(digests: dict[str, object], name: str) -> bytes:
 def _check_setting(name: object, value: object) -> None:
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise _bad("a setting has no proper name")
-    if value is None or isinstance(value, int):  # a bool is an int
-        return
+    if value is None or (isinstance(value, int) and abs(value) <= MAX_SAFE_INTEGER):
+        return  # a bool is an int
     if not isinstance(value, str) or not TEXT.fullmatch(value):
         raise _bad(f"the setting {name} is neither a short text without paths nor a whole number")
 
