@@ -13,13 +13,12 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from genkd import teacher as teacher_module
 from genkd.card import InputCard, ModelCard, ModelSpec, card_to_json
 from genkd.digest import sha256_file
 from genkd.errors import ConfigurationError, GenKDError, InputFileRefused, UsageError
 from genkd.models import build_model
 from genkd.teacher import Teacher, inspect_file, load_teacher
-from genkd.weights import FileLimits, LoadedTensors, write_model
+from genkd.weights import FileLimits, LoadedTensors, read_tensors, write_model
 
 GRAY = InputCard(32, 32, 1, (0.286,), (0.353,))
 COLOUR = InputCard(32, 32, 3, (0.5, 0.4, 0.3), (0.25, 0.25, 0.2))
@@ -351,13 +350,11 @@ def test_weights_that_give_no_numbers_are_refused(
 def test_file_swapped_between_header_and_weights_is_refused(
     carded: Path, state: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = teacher_module.read_tensors
-
     def swap_and_read(path: Path, limits: FileLimits) -> LoadedTensors:
         save(path, {**state, "fc.bias": torch.ones(1)})
-        return read(path, limits)
+        return read_tensors(path, limits)
 
-    monkeypatch.setattr(teacher_module, "read_tensors", swap_and_read)
+    monkeypatch.setattr("genkd.teacher.read_tensors", swap_and_read)
     assert "changed while it was being read" in str(refused(InputFileRefused, carded))
 
 
