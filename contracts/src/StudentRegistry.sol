@@ -151,6 +151,8 @@ contract StudentRegistry is IStudentRegistry, EIP712, Ownable2Step {
 
     /// @inheritdoc IStudentRegistry
     function revokeFor(bytes32 recordId, uint8 reason, address node, bytes calldata signature) external {
+        address known = _nodes[node].identity;
+        if (known != address(0) && _inForce(_revocations[recordId][known], known)) revert AlreadyThere();
         address identity = _identity(node);
         bytes32 message = keccak256(abi.encode(REVOKE_TYPEHASH, recordId, reason, node));
         _signed(node, _hashTypedDataV4(message), signature);

@@ -37,6 +37,23 @@ contract RevocationTest is RegistryTest {
         registry.revokeFor(id, DEFECTIVE, vm.addr(ALICE), signature);
     }
 
+    function test_withdrawalThatStandsIsAlreadyThereAlsoForAnEndedKey() public {
+        bytes memory signature = _signRevoke(ALICE, id, DEFECTIVE, vm.addr(ALICE));
+        registry.revokeFor(id, DEFECTIVE, vm.addr(ALICE), signature);
+        vm.warp(START + 1);
+        _rotate(ALICE, ALICE_NEXT, 0);
+        vm.expectRevert(IStudentRegistry.AlreadyThere.selector);
+        registry.revokeFor(id, DEFECTIVE, vm.addr(ALICE), signature);
+    }
+
+    function test_ownersWithdrawalIsNotTakenForAStrangersOwn() public {
+        vm.prank(OWNER);
+        registry.revokeAsOwner(id, DEFECTIVE);
+        bytes memory signature = _signRevoke(MALLORY, id, DEFECTIVE, vm.addr(MALLORY));
+        vm.expectRevert(abi.encodeWithSelector(IStudentRegistry.NotANode.selector, vm.addr(MALLORY)));
+        registry.revokeFor(id, DEFECTIVE, vm.addr(MALLORY), signature);
+    }
+
     function test_ownerWithdrawsARecord() public {
         vm.prank(OWNER);
         registry.revokeAsOwner(id, DEFECTIVE);
