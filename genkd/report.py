@@ -38,6 +38,7 @@ MAX_MESSAGES = 50
 MAX_ROWS = 150
 MAX_TEXT = 300
 MAX_KEY = 100
+PEAK_MEMORY = "peak_memory_bytes"
 GROUP_TITLES = {
     "losses": "Losses",
     "health": "Health of the run",
@@ -95,7 +96,7 @@ def view_of(records: RunRecords) -> dict[str, object]:
         "groups": [(GROUP_TITLES.get(group, group), charts[group]) for group in charts],
         "costs": _cost_rows(records),
         "phases": _phase_rows(records),
-        "peak_memory": records.result.get("peak_memory_bytes"),
+        "peak_memory": size(peak) if (peak := number(records.result.get(PEAK_MEMORY))) else "",
         "warnings": _warnings(records.events),
         "tables": _tables(records),
         "class_name": partial(class_name, names),
@@ -150,7 +151,7 @@ def _tiles(records: RunRecords) -> list[tuple[str, str, str]]:
         samples = number(result.get("samples"))
         note = f"{figure(samples)} synthetic images" if samples is not None else "so far"
         tiles.append((duration(seconds), f"in {len(rounds):,} rounds", note))
-    if (peak := number(result.get("peak_memory_bytes"))) is not None:
+    if (peak := number(result.get(PEAK_MEMORY))) is not None:
         tiles.append((size(peak), "peak memory", ""))
     return tiles
 
