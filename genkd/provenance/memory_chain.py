@@ -5,7 +5,8 @@
     chain.register(record, signature)
     verify(path, policy=Policy(chain.domain), chain=chain)
 
-It writes as the contract does, with the same refusals, and answers as a `ChainReader`. Each call
+It writes as the contract does, with the same refusals (the owner's calls are taken to be the
+owner's), and answers as a `ChainReader`. Each call
 that writes is a block of its own, a second after the last; a block is confirmed once
 `confirmations` more follow it.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from genkd.errors import KeyOrSignatureError
 from genkd.provenance.chain import Answer, Block, Entry, Verdict
@@ -34,6 +36,15 @@ from genkd.provenance.typed_data import Domain, keccak256
 NEVER = 2**48 - 1
 NOBODY = "0x" + "0" * 40
 GENESIS = 1_700_000_000
+
+
+class Sender(Protocol):
+    """Who sends a transaction."""
+
+    @property
+    def address(self) -> str:
+        """The account."""
+        ...
 
 
 class Reverted(Exception):
@@ -107,14 +118,12 @@ class MemoryChain:
 
     # --- what the contract lets be written ---
 
-    def add_node(self, profile: NodeProfile, sender: str | None = None) -> None:
+    def add_node(self, profile: NodeProfile) -> None:
         """`addNode`, with the hashes of a profile."""
-        self._only_owner(sender)
         self._enrol(profile, profile.node)
 
-    def remove_node(self, key: str, until: int, sender: str | None = None) -> None:
+    def remove_node(self, key: str, until: int) -> None:
         """`removeNode`."""
-        self._only_owner(sender)
         node = self._states[-1].nodes.get(key)
         if node is None:
             raise Reverted("NotANode")
@@ -134,9 +143,8 @@ class MemoryChain:
         self._enrol(profile, identity)
         self._states[-1].nodes[rotation.old_key].until = self.now
 
-    def open_run(self, run_id: bytes, coordinator: str, sender: str | None = None) -> None:
+    def open_run(self, run_id: bytes, coordinator: str) -> None:
         """`openRun`."""
-        self._only_owner(sender)
         if run_id in self._states[-1].runs:
             raise Reverted("AlreadyThere")
         self.mine().runs[run_id] = coordinator
@@ -168,9 +176,9 @@ class MemoryChain:
         state.records[record_id] = (record.node, self.now)
         return record_id
 
-    def commit_round(self, run_id: bytes, round_number: int, root: bytes, sender: str) -> None:
+    def commit_round(self, run_id: bytes, round_number: int, root: bytes, sender: Sender) -> None:
         """`commitRound`."""
-        if self._states[-1].runs.get(run_id) != sender:
+        if self._states[-1].runs.get(run_id) != sender.address:
             raise Reverted("NotCoordinator")
         if (run_id, round_number) in self._states[-1].rounds:
             raise Reverted("AlreadyThere")
@@ -183,9 +191,8 @@ class MemoryChain:
         self._signed(message.node, message.digest(self.domain), signature)
         self._revoke(message.record_id, identity, message.node, message.reason)
 
-    def revoke_as_owner(self, record_id: bytes, reason: int, sender: str | None = None) -> None:
+    def revoke_as_owner(self, record_id: bytes, reason: int) -> None:
         """`revokeAsOwner`."""
-        self._only_owner(sender)
         self._revoke(record_id, NOBODY, self.owner, reason)
 
     def _revoke(self, record_id: bytes, by: str, key: str, reason: int) -> None:
@@ -200,10 +207,6 @@ class MemoryChain:
         state = self.mine()
         state.nodes[profile.node] = _Node(identity, self.now, NEVER, profile.profile_hash())
         state.next_keys[identity] = profile.message.next_key_hash
-
-    def _only_owner(self, sender: str | None) -> None:
-        if sender not in (None, self.owner):
-            raise Reverted("OwnableUnauthorizedAccount")
 
     def _in_time(self, deadline: int) -> None:
         if self.now + 1 > deadline:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,15 +12,28 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from contracts.anvil import start_anvil
+from contracts.development_chain import fund
+from contracts.refusals import KeyRefusedByRegistry, RegistryRefused
+from contracts.registry import RegistryClient, deploy
+from contracts.registry_state import RegistryState
 from genkd.canonical import canonical_json
 from genkd.provenance import keystore
+from genkd.provenance.chain import Answer, Block, Entry
 from genkd.provenance.draft import Draft, build_release
 from genkd.provenance.keys import NodeKeys
-from genkd.provenance.memory_chain import MemoryChain
+from genkd.provenance.memory_chain import MemoryChain, Reverted
 from genkd.provenance.merkle import MerkleTree
-from genkd.provenance.profile import make_profile
+from genkd.provenance.profile import NodeProfile, make_profile
 from genkd.provenance.receipt import Inclusion, Receipt
-from genkd.provenance.record import Rotation, TeacherMessage, commit_to_teacher, key_hash
+from genkd.provenance.record import (
+    Revocation,
+    Rotation,
+    StudentRecord,
+    TeacherMessage,
+    commit_to_teacher,
+    key_hash,
+)
 from genkd.provenance.secp256k1 import address_of
 from genkd.provenance.typed_data import Domain, keccak256
 from genkd.provenance.verification import Policy
@@ -67,6 +80,95 @@ def node_keys(secret: int, *, signing_secret: int | None = None) -> NodeKeys:
     return NodeKeys(secret, signing_key, profile)
 
 
+class AnvilChain:
+    """A registry on a real Anvil, written to and read like a `MemoryChain`."""
+
+    def __init__(self, rpc_url: str, domain: Domain, owner: NodeKeys) -> None:
+        self.rpc_url = rpc_url
+        self.domain = domain
+        self.state = RegistryState(rpc_url, domain, confirmations=0)
+        self.client = self.client_of(owner)
+
+    def client_of(self, sender: NodeKeys) -> RegistryClient:
+        return RegistryClient(self.rpc_url, self.domain, signer=sender, confirmations=0)
+
+    @property
+    def now(self) -> int:
+        return self.state.head("latest").timestamp
+
+    @property
+    def height(self) -> int:
+        return self.state.head("latest").number
+
+    def mine(self, seconds: int = 1) -> None:
+        self.state.rpc.ask("evm_increaseTime", hex(seconds))
+        self.state.rpc.ask("anvil_mine", "0x1")
+
+    def transaction(self, number: int) -> bytes:
+        block = self.block(number)
+        assert block is not None
+        (only,) = block.transactions
+        return only
+
+    def reorganise(self, depth: int) -> None:
+        self.state.rpc.ask("anvil_reorg", depth, [])
+
+    def _write(self, call: Callable[[], object]) -> None:
+        # Two blocks of one second could not be told apart by their time.
+        self.state.rpc.ask("evm_increaseTime", "0x1")
+        try:
+            call()
+        except (RegistryRefused, KeyRefusedByRegistry) as error:
+            raise Reverted(error.reason) from error
+
+    def add_node(self, profile: NodeProfile) -> None:
+        following = profile.message.next_key_hash
+        self._write(lambda: self.client.add_node(profile.node, following, profile.profile_hash()))
+
+    def remove_node(self, key: str, until: int) -> None:
+        self._write(lambda: self.client.remove_node(key, until))
+
+    def rotate(self, rotation: Rotation, profile: NodeProfile, signature: bytes) -> None:
+        self._write(lambda: self.client.rotate(rotation, signature))
+
+    def open_run(self, run_id: bytes, coordinator: str) -> None:
+        self._write(lambda: self.client.open_run(run_id, coordinator, bytes(32)))
+
+    def commit_teacher(self, message: TeacherMessage, signature: bytes) -> None:
+        self._write(lambda: self.client.commit_teacher(message, signature))
+
+    def register(self, record: StudentRecord, signature: bytes) -> bytes:
+        self._write(lambda: self.client.register(record, signature))
+        return record.digest(self.domain)
+
+    def commit_round(self, run_id: bytes, number: int, root: bytes, sender: NodeKeys) -> None:
+        client = self.client_of(sender)
+        self._write(lambda: client.commit_round(run_id, number, root, 1, bytes(32)))
+
+    def revoke(self, message: Revocation, signature: bytes) -> None:
+        self._write(lambda: self.client.revoke(message, signature))
+
+    def revoke_as_owner(self, record_id: bytes, reason: int) -> None:
+        self._write(lambda: self.client.revoke_as_owner(record_id, reason))
+
+    # --- `ChainReader` ---
+
+    def chain_id(self) -> int:
+        return self.state.chain_id()
+
+    def fault_of_contract(self) -> str | None:
+        return self.state.fault_of_contract()
+
+    def look_up(self, record: StudentRecord, signature: bytes, proof: Sequence[bytes]) -> Answer:
+        return self.state.look_up(record, signature, proof)
+
+    def block(self, number: int) -> Block | None:
+        return self.state.block(number)
+
+    def entries(self, record_ids: Sequence[bytes]) -> Sequence[Entry | None]:
+        return self.state.entries(record_ids)
+
+
 @dataclass
 class Workshop:
     """Everything one test needs to release students and to forge them.
@@ -80,7 +182,7 @@ class Workshop:
     """
 
     folder: Path
-    chain: MemoryChain
+    chain: MemoryChain | AnvilChain
     node: NodeKeys
     other: NodeKeys
     coordinator: NodeKeys
@@ -142,7 +244,7 @@ class Workshop:
         """Record releases by one root."""
         ids = [self.receipt(path).record_id() for path in paths]
         tree = MerkleTree(ids)
-        self.chain.commit_round(RUN, round_number, tree.root, self.coordinator.address)
+        self.chain.commit_round(RUN, round_number, tree.root, self.coordinator)
         for path, record_id in zip(paths, ids, strict=True):
             self.include(path, tree.proof(record_id))
         return tree
@@ -185,20 +287,23 @@ def all_keys() -> tuple[NodeKeys, NodeKeys, NodeKeys]:
     return node_keys(0xA11CE), node_keys(0xB0B), node_keys(0xC0FFEE)
 
 
+def furnish(workshop: Workshop) -> Workshop:
+    """Open the run, enrol both nodes, commit their teachers."""
+    workshop.chain.open_run(RUN, workshop.coordinator.address)
+    for keys in (workshop.node, workshop.other):
+        workshop.chain.add_node(keys.profile)
+        workshop.commit_teacher(keys)
+    return workshop
+
+
 @pytest.fixture
 def new_workshop(
     tmp_path: Path, all_keys: tuple[NodeKeys, NodeKeys, NodeKeys]
 ) -> Callable[..., Workshop]:
     def make(confirmations: int = 0) -> Workshop:
-        node, other, coordinator = all_keys
-        domain = Domain(31337, REGISTRY)
-        chain = MemoryChain(domain, owner=coordinator.address, confirmations=confirmations)
-        chain.open_run(RUN, coordinator.address)
-        workshop = Workshop(tmp_path / "releases", chain, node, other, coordinator)
-        for keys in (node, other):
-            chain.add_node(keys.profile)
-            workshop.commit_teacher(keys)
-        return workshop
+        domain, owner = Domain(31337, REGISTRY), all_keys[2].address
+        chain = MemoryChain(domain, owner=owner, confirmations=confirmations)
+        return furnish(Workshop(tmp_path / "releases", chain, *all_keys))
 
     return make
 
@@ -206,6 +311,27 @@ def new_workshop(
 @pytest.fixture
 def workshop(new_workshop: Callable[..., Workshop]) -> Workshop:
     return new_workshop()
+
+
+@pytest.fixture(scope="session")
+def anvil_chain(all_keys: tuple[NodeKeys, NodeKeys, NodeKeys]) -> Iterator[AnvilChain]:
+    """A real Anvil with the registry, owned by the coordinator."""
+    owner = all_keys[2]
+    with start_anvil() as anvil:
+        for keys in all_keys:
+            fund(anvil.rpc_url, keys.address)
+        domain, _ = deploy(anvil.rpc_url, anvil.chain_id, owner, owner=owner.address)
+        yield AnvilChain(anvil.rpc_url, domain, owner)
+
+
+@pytest.fixture
+def anvil_workshop(
+    tmp_path: Path, anvil_chain: AnvilChain, all_keys: tuple[NodeKeys, NodeKeys, NodeKeys]
+) -> Iterator[Workshop]:
+    """As `workshop`, on a real Anvil; what a test does to it is undone."""
+    snapshot = anvil_chain.state.rpc.ask("evm_snapshot")
+    yield furnish(Workshop(tmp_path / "releases", anvil_chain, *all_keys))
+    assert anvil_chain.state.rpc.ask("evm_revert", snapshot) is True
 
 
 @pytest.fixture

@@ -819,7 +819,7 @@ def proof_lengthened(w: Workshop) -> Path:
 def proof_into_the_root_of_another_round(w: Workshop) -> Path:
     path = w.sign(round=2)
     tree = MerkleTree([w.receipt(path).record_id()])
-    w.chain.commit_round(keccak256(b"run"), 1, tree.root, w.coordinator.address)
+    w.chain.commit_round(keccak256(b"run"), 1, tree.root, w.coordinator)
     w.include(path, ())
     return path
 
@@ -831,7 +831,7 @@ def proof_into_the_root_of_an_impostor(w: Workshop) -> Path:
     w.chain.open_run(run, w.other.address)
     path = w.sign()
     tree = MerkleTree([w.receipt(path).record_id()])
-    w.chain.commit_round(run, 1, tree.root, w.other.address)
+    w.chain.commit_round(run, 1, tree.root, w.other)
     w.include(path, ())
     return path
 
@@ -976,6 +976,15 @@ def test_a_forgery_is_refused(name: str, workshop: Workshop) -> None:
     verification = verify(path, policy=workshop.policy, chain=workshop.chain)
     assert verification.status is Status.NOT_VALID, verification.summary
     assert verification.failed is not None
+    assert verification.failed.number == number, verification.summary
+
+
+@pytest.mark.parametrize("name", [name for name, (_, number) in TABLE.items() if number > 5])
+def test_what_the_chain_shows_is_refused_on_a_real_one(name: str, anvil_workshop: Workshop) -> None:
+    make, number = TABLE[name]
+    path = make(anvil_workshop)
+    verification = verify(path, policy=anvil_workshop.policy, chain=anvil_workshop.chain)
+    assert verification.failed is not None, verification.summary
     assert verification.failed.number == number, verification.summary
 
 

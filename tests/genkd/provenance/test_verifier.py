@@ -115,6 +115,15 @@ def test_an_honest_release_is_valid(make: Callable[[Workshop], Path], workshop: 
     assert verification.require() is verification
 
 
+@pytest.mark.parametrize("make", CONTROLS, ids=lambda make: make.__name__)
+def test_an_honest_release_is_valid_on_a_real_chain(
+    make: Callable[[Workshop], Path], anvil_workshop: Workshop
+) -> None:
+    path = make(anvil_workshop)
+    verification = verify(path, policy=anvil_workshop.policy, chain=anvil_workshop.chain)
+    assert verification.status is Status.VALID, verification.summary
+
+
 def test_without_a_chain_it_is_signed_and_not_recorded(workshop: Workshop) -> None:
     verification = verify(workshop.sign())
     assert verification.status is Status.CANNOT_CHECK
