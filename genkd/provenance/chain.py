@@ -6,12 +6,14 @@ trying things out. Neither this module nor any that imports it knows web3.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
 from genkd.errors import CannotCheck, VerificationFailed
 from genkd.provenance.record import ZERO_HASH, StudentRecord
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,56 @@ class ChainReader(Protocol):
     def entries(self, record_ids: Sequence[bytes]) -> Sequence[Entry | None]:
         """What the registry says of each record id alone, at the newest block; None if unknown."""
         ...
+
+
+class AgreeingReaders:
+    """Several endpoints of one chain, believed only as far as they agree.
+
+    One endpoint that lies consistently cannot be told from an honest one; two that do not know of
+    each other can be compared.
+
+    Args:
+        readers: At least one, each for the same registry.
+    """
+
+    def __init__(self, readers: Sequence[ChainReader]) -> None:
+        if not readers:
+            raise ValueError("at least one reader is needed")
+        self._readers = tuple(readers)
+
+    def _ask(self, question: Callable[[ChainReader], T], what: str) -> T:
+        answers = [question(reader) for reader in self._readers]
+        if any(answer != answers[0] for answer in answers):
+            raise CannotCheck(
+                f"the endpoints disagree about {what}",
+                hint="one lies or lags behind: ask again, or ask others",
+            )
+        return answers[0]
+
+    def chain_id(self) -> int:
+        """The chain id that all endpoints report."""
+        return self._ask(lambda reader: reader.chain_id(), "the chain")
+
+    def fault_of_contract(self) -> str | None:
+        """As `ChainReader`, the same from all."""
+        return self._ask(lambda reader: reader.fault_of_contract(), "the contract")
+
+    def look_up(self, record: StudentRecord, signature: bytes, proof: Sequence[bytes]) -> Answer:
+        """As `ChainReader`; heads may differ by a block, what they say of the record may not."""
+
+        def ask(reader: ChainReader) -> Answer:
+            answer = reader.look_up(record, signature, proof)
+            return Answer(replace(answer.confirmed, block=0), replace(answer.latest, block=0))
+
+        return self._ask(ask, "the record")
+
+    def block(self, number: int) -> Block | None:
+        """As `ChainReader`, the same from all."""
+        return self._ask(lambda reader: reader.block(number), f"block {number}")
+
+    def entries(self, record_ids: Sequence[bytes]) -> Sequence[Entry | None]:
+        """As `ChainReader`, the same from all."""
+        return self._ask(lambda reader: list(reader.entries(record_ids)), "the parents")
 
 
 def _in_order_at(verdict: Verdict, time: int, deadline: int) -> bool:

@@ -210,7 +210,7 @@ class _Verifier:
             raise Unmade("it is recorded, but not confirmed yet")
         self._check_inclusion(answer.latest)
         self.recorded_at = answer.latest.recorded_at
-        return f"recorded at {self.recorded_at}, confirmed at block {answer.confirmed.block}"
+        return f"recorded at {self.recorded_at} (Unix seconds), confirmed"
 
     def _check_inclusion(self, verdict: Verdict) -> None:
         """Where the receipt says it is on the chain is where it is."""

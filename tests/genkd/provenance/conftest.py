@@ -249,6 +249,10 @@ class Workshop:
             self.include(path, tree.proof(record_id))
         return tree
 
+    @staticmethod
+    def node_keys(secret: int) -> NodeKeys:
+        return node_keys(secret)
+
     def rotate_node(self) -> NodeKeys:
         """The node's next key takes over."""
         new = node_keys(0xA11CE + 1)
