@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Generator
+from torch import device as torch_device
 
 from genkd.errors import ConfigurationError
 
@@ -33,16 +35,16 @@ class Device:
         precision: "fp32", or "bf16" by autocast (weights and losses stay float32).
     """
 
-    torch: torch.device
+    torch: torch_device
     precision: Precision
 
     def autocast(self) -> AbstractContextManager[None]:
         """The context of forward passes."""
         return torch.autocast(self.torch.type, torch.bfloat16, enabled=self.precision == "bf16")
 
-    def generator(self, seed: int) -> torch.Generator:
+    def generator(self, seed: int) -> Generator:
         """A random source on this device: noise costs no transfer."""
-        return torch.Generator(self.torch).manual_seed(seed)
+        return Generator(self.torch).manual_seed(seed)
 
 
 def choose_device(name: str, precision: str) -> Device:
@@ -73,19 +75,19 @@ def choose_device(name: str, precision: str) -> Device:
             f"this machine has no {name} that torch can use",
             hint="use --device cpu, or install the torch build of this device",
         )
-    device = torch.device(name)
+    device = torch_device(name)
     if precision == "auto":
         precision = "bf16" if _multiplies_bf16(device) else "fp32"
     return Device(device, "bf16" if precision == "bf16" else "fp32")
 
 
 def _has_mps() -> bool:
-    return torch.backends.mps.is_available()
+    return bool(torch.backends.mps.is_available())
 
 
-def _multiplies_bf16(device: torch.device) -> bool:
+def _multiplies_bf16(device: torch_device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and _processor_multiplies_bf16()
 
 

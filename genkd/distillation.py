@@ -279,7 +279,7 @@ def _agreement_per_class(
     agreed = torch.zeros(classes)
     count = torch.bincount(labels, minlength=classes)
     model.eval()
-    for part, label in zip(images.split(256), labels.split(256), strict=True):
+    for part, label in zip(torch.split(images, 256), torch.split(labels, 256), strict=True):
         batch = as_images(part).to(device.torch)
         same = (model(batch).argmax(1) == teacher(batch).argmax(1)).float().cpu()
         agreed.index_add_(0, label, same)

@@ -3,8 +3,8 @@
     GenKDError                        exit  whose fault
     ├── VerificationFailed              1   the release: verification says no
     ├── UsageError                      2   the command line
-    ├── ConfigurationError              3   a setting, a recipe, a run directory of another configuration
-    ├── InputFileRefused                4   a file from somebody: hostile, truncated, of the wrong kind
+    ├── ConfigurationError              3   a setting, a recipe key, another run's directory
+    ├── InputFileRefused                4   a file: hostile, truncated, of the wrong kind
     ├── CoordinatorUnreachable          5   the network
     ├── CannotCheck                     6   the chain: unreachable, the wrong one, no contract
     ├── KeyOrSignatureError             7   a key, a passphrase, a signature

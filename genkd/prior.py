@@ -1,4 +1,4 @@
-"""The learned prior over latents: Langevin chains, maximum likelihood and policy gradient of one EBM.
+"""The learned prior over latents: chains, maximum likelihood and policy gradient of one EBM.
 
     prior = LatentPrior(embeddings, recipe, device, generator)
     proposal = prior.draw(labels, generator)                       # z- of p(z | y)

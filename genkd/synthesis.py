@@ -1,5 +1,4 @@
-"""One round of synthesis: the prior proposes latents, the generator learns to draw them, the teacher
-verifies, and the prior learns from what came out.
+"""One round of synthesis: propose latents, learn to draw them, verify, learn from what came out.
 
     synthesiser = Synthesiser(teacher, recipe, device, generator)
     batch = synthesiser.synthesise(student, steer=True)     # the student only says what it lacks
@@ -13,7 +12,8 @@ DFQ and NAYER):
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,8 +113,9 @@ class Synthesiser:
         proposal = self._propose()
         losses = {}
         self.generator.train()
-        for _ in range(self.recipe.generator_steps):
-            losses = self._generator_step(proposal, student, steer)
+        with _frozen(student):
+            for _ in range(self.recipe.generator_steps):
+                losses = self._generator_step(proposal, student, steer)
         self.statistics.update()
         images, logits, student_logits = self._draw(proposal.latents, proposal.labels, student)
         log_probability = label_log_probability(logits, proposal.labels)
@@ -219,7 +220,7 @@ class Synthesiser:
             loss = loss - recipe.adversarial_weight * adversarial
             losses["adversarial"] = adversarial.detach()
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return losses
 
@@ -274,3 +275,13 @@ class Synthesiser:
             rewards,
             self.random,
         )
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Gradients flow through `model` to the images, but none is computed for its weights."""
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        model.requires_grad_(True)

@@ -129,7 +129,7 @@ def main() -> None:
         SPEC,
         image_card,
         CLASS_NAMES,
-        f"ResNet-8, Fashion-MNIST (MIT licence, Zalando SE 2017), {accuracy:.2%} top-1 on its test set",
+        f"ResNet-8 trained on Fashion-MNIST (Zalando SE 2017, MIT licence); top-1 {accuracy:.2%}",
     )
     path = HERE / "teacher.safetensors"
     write_model(path, network.state_dict(), {"v": 1, "card": card_to_json(card)})
