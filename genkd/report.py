@@ -132,13 +132,12 @@ def _tiles(records: RunRecords) -> list[tuple[str, str, str]]:
         teacher = number(evaluation.get("teacher_top1"))
         note = f"the teacher: {percent(teacher)}" if teacher is not None else ""
         tiles.append((percent(top1), f"right on {figure(evaluation.get('images'))} images", note))
-    agreement, where = number(evaluation.get("agreement")), "on the evaluation images"
     rounds = records.rounds()
     last_round = rounds[-1] if rounds else {}
-    if agreement is None:
-        final = dict(flat(_mapping(result, "final") or _mapping(last_round, "health")))
-        agreement = next((number(v) for n, v in final.items() if "agreement" in n), None)
-        where = "on synthetic images"
+    if (agreement := number(evaluation.get("agreement"))) is not None:
+        where = "on the evaluation images"
+    else:
+        agreement, where = _synthetic_agreement(result, last_round), "on synthetic images"
     if agreement is not None:
         tiles.append((percent(agreement), "agreement with the teacher", where))
     student, teacher_facts = _mapping(result, "student"), _mapping(result, "teacher")
@@ -154,6 +153,15 @@ def _tiles(records: RunRecords) -> list[tuple[str, str, str]]:
     if (peak := number(result.get(PEAK_MEMORY))) is not None:
         tiles.append((size(peak), "peak memory", ""))
     return tiles
+
+
+def _synthetic_agreement(result: Record, last_round: Record) -> float | None:
+    """On the images that were kept, over all classes; before the end, as the last round tells."""
+    per_class = result.get("agreement_per_class")
+    if isinstance(per_class, list):
+        known = [part for value in per_class if (part := number(value)) is not None]
+        return sum(known) / len(known) if known else None
+    return number(_mapping(last_round, "health").get("agreement"))
 
 
 def _samples_view(records: RunRecords) -> dict[str, object] | None:

@@ -82,7 +82,7 @@ def events_of(rounds: int) -> list[dict[str, Any]]:
                     "class_entropy": 2.303 - 0.05 * abs(noise[7]),
                     "ebm_gap": 0.8 * (1 - np.exp(-4 * done)) + 0.05 * noise[8],
                     "grad_ratio": float(np.exp(0.3 * noise[9] - 1)),
-                    "student_teacher_agreement": 0.1 + 0.82 * (1 - np.exp(-4 * done)),
+                    "agreement": 0.1 + 0.82 * (1 - np.exp(-4 * done)),
                     "within_class_deviation": 0.05 + 0.08 * done + 0.004 * noise[10],
                 },
                 "learning_rates": {"student": 0.004 * (1 + np.cos(np.pi * done)) / 2},
@@ -175,7 +175,7 @@ def result() -> dict[str, Any]:
             "latency_ms": {"1": 0.92, "256": 30.2},
         },
         "agreement_per_class": [0.91, 0.98, 0.83, 0.9, 0.85, 0.97, 0.71, 0.95, 0.96, 0.94],
-        "final": {"student_teacher_agreement": 0.912, "student_kd": 0.31, "acceptance": 0.8},
+        "final": {"agreement": 0.912, "student_kd": 0.31, "acceptance": 0.8},
     }
 
 
@@ -307,7 +307,7 @@ def test_every_loss_and_health_figure_has_its_curve(page: Page) -> None:
         "1.43 GB peak memory",
         "expected calibration error 0.0391",
         "images were zero-padded from 28x28 to 32x32",
-        "400 images of 32x32 pixels",
+        "400 of the images, of 32x32 pixels",
         "Shirt taken for",
         "Shirt 71.0 % 57.0 % 55.0 %",
         "latency, batch of 256 61.9 ms 30.2 ms 2.0",
@@ -373,6 +373,11 @@ def test_a_run_that_goes_on_is_shown_and_said_to(tmp_path: Path) -> None:
     assert "in 7 rounds so far" in page.text
     assert "agreement with the teacher on synthetic images" in page.text
     assert "Evaluation" not in page.text
+
+
+def test_without_an_evaluation_the_agreement_on_synthetic_images_is_shown(tmp_path: Path) -> None:
+    page = page_of(make_run(tmp_path / "run", rounds=7, evaluated=False))
+    assert "90.0 % agreement with the teacher on synthetic images" in page.text
 
 
 def test_a_run_without_a_single_round_is_shown(tmp_path: Path) -> None:
