@@ -1,4 +1,4 @@
-"""How good the first student is: the shipped teacher, the half-width student, a budget of wall time.
+"""How good the first student is: shipped teacher, half-width student, a budget of wall time.
 
     python benchmarks/first_student.py FOLDER [--seeds 3] [--budget 600s] [--set KEY=VALUE ...]
 
