@@ -143,8 +143,9 @@ def _tiles(records: RunRecords) -> list[tuple[str, str, str]]:
     student, teacher_facts = _mapping(result, "student"), _mapping(result, "teacher")
     if (parameters := number(student.get("parameters"))) is not None:
         whole = number(teacher_facts.get("parameters"))
-        note = f"{whole / parameters:.1f} times fewer than the teacher" if whole else ""
-        tiles.append((figure(parameters), "parameters", note if parameters else ""))
+        smaller = whole is not None and whole > parameters > 0
+        note = f"{_ratio(whole, parameters)} times fewer than the teacher" if smaller else ""
+        tiles.append((figure(parameters), "parameters", note))
     seconds = number(result.get("seconds", last_round.get("seconds")))
     if seconds is not None:
         samples = number(result.get("samples"))

@@ -515,10 +515,22 @@ def test_hostile_names_are_shown_and_not_run(tmp_path: Path, attack: str) -> Non
 
 
 def test_records_of_wrong_types_do_not_break_the_page(tmp_path: Path) -> None:
-    wrong: list[Any] = [None, True, -1, 1e308, math.nan, "text", [], {}, [[1]], {"a": {"b": [1]}}]
+    wrong: list[Any] = [
+        None,
+        True,
+        0,
+        -1,
+        1e308,
+        math.nan,
+        "text",
+        [],
+        {},
+        [[1]],
+        {"a": {"b": [1]}},
+    ]
     keys = result().keys() | evaluation().keys() | {"class_names", "event", "losses", "round"}
-    for value in wrong:
-        run = tmp_path / str(wrong.index(value))
+    for number, value in enumerate(wrong):
+        run = tmp_path / str(number)
         make_run(run, rounds=2)
         everything = json.dumps(dict.fromkeys(keys, value))
         for name in ("result.json", "evaluation.json", "student.json", "config.json"):
