@@ -68,14 +68,22 @@ class SynthesisBank:
         return as_images(self._images[index.to(self._images.device)])
 
     def samples(self, per_class: int, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The newest images of each class, for people to look at.
+        """Images of each class, evenly over the bank's age, for people to look at.
+
+        Neighbours in the bank come from one generator and look alike; an even selection shows what
+        the student really learns from.
 
         Returns:
             Images uint8 (N, C, H, W), labels int64 (N,), confidence float (N,), on the CPU.
         """
-        chosen = [
-            (self._labels == label).nonzero().flatten()[-per_class:] for label in range(num_classes)
-        ]
+        chosen = []
+        for label in range(num_classes):
+            places = (self._labels == label).nonzero().flatten()
+            count = min(per_class, len(places))
+            # The middle of each of `count` equal parts.
+            chosen.append(
+                places[(torch.arange(count) * 2 + 1) * len(places) // (2 * max(1, count))]
+            )
         index = torch.cat(chosen)
         return self._images[index].cpu(), self._labels[index].cpu(), self._confidence[index].cpu()
 

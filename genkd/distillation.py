@@ -273,7 +273,7 @@ def _write_results(
 def _agreement_per_class(
     teacher: Teacher, model: nn.Module, bank: SynthesisBank, device: Device
 ) -> list[float | None]:
-    """Of the newest synthetic images, as stored: how often the student agrees, by class."""
+    """Of an even selection of the bank, as stored: how often the student agrees, by class."""
     classes = teacher.card.spec.num_classes
     images, labels, _ = bank.samples(max(1, AGREEMENT_IMAGES // classes), classes)
     agreed = torch.zeros(classes)
