@@ -105,7 +105,7 @@ def test_latency_is_measured_for_one_and_for_many_even_with_few_images() -> None
     model = Table([[1.0, 0.0, 0.0]])
     result = evaluate(model, numbered([0]), card_of())
     assert set(result.student.latency_ms) == {1, 256}
-    assert all(0 < ms < 1000 for ms in result.student.latency_ms.values())
+    assert all(ms > 0 for ms in result.student.latency_ms.values())
     assert model.calls.count(256) >= 5  # two to warm up, three at least for a median
 
 
