@@ -15,8 +15,8 @@ from typing import Annotated
 import typer
 import typer.core
 
-from genkd import __version__
-from node import console, distill_command, model_commands
+from genkd import __version__, console
+from node import distill_command, model_commands
 
 # Plain help: narrow terminals keep all of it, and nothing more is imported to show it. Without the
 # first line, typer 0.20 escapes "[required]" for rich even where rich is not asked to print it.

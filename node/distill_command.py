@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from genkd.console import Answer, AsJson, columns, say
 from genkd.errors import UsageError
-from node.console import Answer, AsJson, columns, say
 from node.evaluation import (
     ModelFile,
     evaluate_files,
@@ -34,7 +34,6 @@ from node.teacher_options import (
 
 if TYPE_CHECKING:
     from genkd.distillation import DistillReport, Progress
-
     from genkd.evaluate import Evaluation
 
 app = typer.Typer()

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from genkd.console import Answer, AsJson, columns
 from genkd.errors import InputFileRefused
-from node.console import Answer, AsJson, columns
 from node.evaluation import BATCH_SIZE, ModelFile, evaluate_files, require_there, summary
 from node.settings import DeviceFlag, load_settings
 from node.teacher_options import (

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from node.console import say
+from genkd.console import say
 
 if TYPE_CHECKING:
     from genkd.distillation import Progress

@@ -13,8 +13,7 @@ import pytest
 import typer
 
 import genkd
-from genkd import errors
-from node import console
+from genkd import console, errors
 from node.cli import app
 
 ROOT = Path(__file__).parents[1]

@@ -76,16 +76,17 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def run(command: click.Command, arguments: Sequence[str]) -> int:
+def run(command: click.Command, arguments: Sequence[str], program: str = "genkd-node") -> int:
     """Run a command line, show its answer or its error, and return the exit code.
 
     Args:
         command: The group of all verbs.
         arguments: What follows the program's name.
+        program: Its name, for usage and hints.
     """
     as_json = "--json" in arguments
     try:
-        with command.make_context("genkd-node", list(arguments)) as context:
+        with command.make_context(program, list(arguments)) as context:
             answer = command.invoke(context)
         if isinstance(answer, Answer):
             _show(answer, as_json)
@@ -100,7 +101,7 @@ def run(command: click.Command, arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (Exception, KeyboardInterrupt) as error:
-        return _show_error(error, as_json)
+        return _show_error(error, as_json, program)
     return 0
 
 
@@ -116,9 +117,9 @@ def _write_json(values: Mapping[str, object]) -> None:
     print(json.dumps({"schema_version": SCHEMA_VERSION, **values}), flush=True)
 
 
-def _show_error(error: BaseException, as_json: bool) -> int:
+def _show_error(error: BaseException, as_json: bool, program: str) -> int:
     """Show `error` as one line and a hint, and return its exit code."""
-    known = explained(error)
+    known = explained(error, program)
     if os.environ.get("GENKD_DEBUG") == "1":
         traceback.print_exception(error)
     if known is None:
@@ -136,7 +137,7 @@ def _show_error(error: BaseException, as_json: bool) -> int:
     return exit_code
 
 
-def explained(error: BaseException) -> GenKDError | None:
+def explained(error: BaseException, program: str = "genkd-node") -> GenKDError | None:
     """`error` as one of the error tree, or None if nobody foresaw it."""
     if isinstance(error, GenKDError):
         return error
@@ -148,10 +149,10 @@ def explained(error: BaseException) -> GenKDError | None:
             )
         return Interrupted("interrupted", hint="repeat the same command to go on")
     if isinstance(error, click.UsageError):
-        path = error.ctx.command_path if error.ctx is not None else "genkd-node"
+        path = error.ctx.command_path if error.ctx is not None else program
         return UsageError(error.format_message(), hint=f"{path} --help shows what there is")
     if isinstance(error, click.ClickException):
-        return UsageError(error.format_message(), hint="genkd-node --help shows what there is")
+        return UsageError(error.format_message(), hint=f"{program} --help shows what there is")
     if isinstance(error, ModuleNotFoundError) and error.name in EXTRA_OF_MODULE:
         return ConfigurationError(
             f"{error.name} is not installed",

@@ -12,9 +12,8 @@ import click
 import pytest
 import typer
 
-from genkd import errors
-from node import console
-from node.console import Answer, AsJson
+from genkd import console, errors
+from genkd.console import Answer, AsJson
 
 EVERY_ERROR = [
     error
@@ -224,7 +223,7 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
     import sys
 
     script = (
-        "import sys, typer; from node import console\n"
+        "import sys, typer; from genkd import console\n"
         "app = typer.Typer()\n"
         "@app.command()\n"
         "def verb(as_json: console.AsJson = False):\n"
