@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import platform
+import re
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ Precision = Literal["fp32", "bf16"]
 # The flags by which Linux tells that a processor multiplies bf16 in hardware. Without them bf16 is
 # emulated and several times slower than fp32.
 BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
+NAME = re.compile(r"(cpu|cuda|mps)(?::(0|[1-9][0-9]{0,3}))?")
 
 
 @dataclass(frozen=True)
@@ -63,14 +65,15 @@ def choose_device(name: str, precision: str) -> Device:
         )
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
-    kind, _, number = name.partition(":")
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": _has_mps()}
-    if kind not in there or (number and not number.isdecimal()):
+    match = NAME.fullmatch(name)
+    if match is None:
         raise ConfigurationError(
-            f"there is no device {name!r}", hint="use auto, cpu, cuda, cuda:N or mps"
+            f"there is no device {name[:40]!r}", hint="use auto, cpu, cuda, cuda:N or mps"
         )
+    kind, number = match[1], int(match[2] or 0)
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": _has_mps()}
     count = torch.cuda.device_count() if kind == "cuda" else 1
-    if not there[kind] or int(number or 0) >= count:
+    if not there[kind] or number >= count:
         raise ConfigurationError(
             f"this machine has no {name} that torch can use",
             hint="use --device cpu, or install the torch build of this device",

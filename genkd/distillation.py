@@ -13,7 +13,8 @@ from __future__ import annotations
 import dataclasses
 import io
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +25,10 @@ from torch import Tensor, nn
 from genkd import __version__
 from genkd.bank import SynthesisBank, as_images
 from genkd.card import InputCard, ModelCard, ModelSpec, card_to_json
-from genkd.cost import device_name, measure_cost, peak_memory_bytes
+from genkd.cost import device_name, is_out_of_memory, measure_cost, peak_memory_bytes
 from genkd.device import Device, choose_device
 from genkd.digest import sha256_bytes
-from genkd.errors import InputFileRefused, UsageError
+from genkd.errors import ConfigurationError, InputFileRefused, ResourceExhausted, UsageError
 from genkd.evaluate import load_student
 from genkd.models import build_model
 from genkd.recipe import Budget, Recipe, find_recipe
@@ -42,6 +43,9 @@ __all__ = ["DistillReport", "Progress", "distill"]
 SAMPLES_PER_CLASS = 32
 RESULT_VERSION = 1
 AGREEMENT_IMAGES = 2048
+# Images at once when the finished student is measured; fewer where training had to make do.
+MEASURED_BATCH = 256
+MAX_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -130,11 +134,13 @@ def distill(
     Raises:
         InputFileRefused: If the teacher's or a student's file is refused.
         ConfigurationError: If a setting, a recipe key or the run directory does not fit.
-        UsageError: If an architecture or a budget means nothing.
+        UsageError: If an architecture, a budget or a seed means nothing.
         ResourceExhausted: If memory or disk runs out.
     """
     chosen = find_recipe(recipe, overrides or {})
-    limit = Budget.parse(budget or chosen.budget)
+    limit = Budget.parse(chosen.budget if budget is None else budget)
+    if not 0 <= seed <= MAX_SEED:
+        raise UsageError(f"{seed} is not a seed", hint=f"use a whole number from 0 to {MAX_SEED}")
     where = choose_device(device, precision)
     loaded = load_teacher(
         teacher,
@@ -159,11 +165,10 @@ def distill(
         "recipe": dataclasses.asdict(chosen),
         "version": __version__,
     }
-    with RunDirectory.open(out, configuration, fresh=fresh) as run:
+    with _memory_errors(), RunDirectory.open(out, configuration, fresh=fresh) as run:
         loaded.to(where.torch, memory_format=torch.channels_last)  # type: ignore[call-overload]
         model = _Normalised(network, card.input)
         model.to(where.torch, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        run.event("start", seed=seed, budget=str(limit), recipe=recipe)
         trained = train_student(loaded, model, chosen, limit, where, seed, run, on_progress)
         _write_results(run, loaded, model, card, trained, chosen, where, seed)
         run.event("end", rounds=trained.rounds, seconds=trained.seconds)
@@ -199,13 +204,32 @@ def _student_network(
     earlier = load_student(init_student)
     if earlier.card.spec != card.spec:
         raise InputFileRefused(
-            f"{init_student} is a {earlier.card.spec.architecture} of "
-            f"{earlier.card.spec.num_classes} classes, the student a "
-            f"{card.spec.architecture} of {card.spec.num_classes}",
+            f"{init_student} is a {_describe(earlier.card.spec)}, "
+            f"the student a {_describe(card.spec)}",
             hint="give --student the architecture of that file",
         )
     network.load_state_dict(earlier.network.state_dict())
     return network, earlier.sha256
+
+
+def _describe(spec: ModelSpec) -> str:
+    return (
+        f"{spec.architecture} of {spec.num_classes} classes and {spec.in_channels} input channel(s)"
+    )
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Memory that runs out where no smaller batch would help."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ResourceExhausted(
+            "memory ran out",
+            hint="close other programs and repeat the same command: it resumes",
+        ) from error
 
 
 def _write_results(
@@ -221,9 +245,9 @@ def _write_results(
     """Everything of the run directory but the report, the student's file last of its pair."""
     state = model.network.state_dict()
     if not all(bool(torch.isfinite(value).all()) for value in state.values()):
-        raise UsageError(
+        raise ConfigurationError(
             "the student diverged: its weights are not finite",
-            hint="lower --set student_rate=0.03, or try another --seed",
+            hint=f"start anew: --fresh --set student_rate={recipe.student_rate / 3:.1g}",
         )
     metadata = {"v": 1, "card": card_to_json(card)}
     data = model_bytes(state, metadata)
@@ -231,7 +255,8 @@ def _write_results(
     run.write_bytes("student.safetensors", data)
     run.write_bytes("samples.npz", _samples(trained.bank, card.spec.num_classes))
     image = card.input
-    images = torch.zeros(256, image.channels, image.height, image.width, device=device.torch)
+    batch = min(MEASURED_BATCH, trained.batch)
+    images = torch.zeros(batch, image.channels, image.height, image.width, device=device.torch)
     cost = {name: measure_cost(m, images) for name, m in (("teacher", teacher), ("student", model))}
     shas = {"teacher": teacher.sha256, "student": sha256_bytes(data)}
     names = {"teacher": teacher.card.spec.architecture, "student": card.spec.architecture}
@@ -263,7 +288,9 @@ def _write_results(
                 for name in ("teacher", "student")
             },
             "class_names": card.class_names,
-            "agreement_per_class": _agreement_per_class(teacher, model, trained.bank, device),
+            "agreement_per_class": _agreement_per_class(
+                teacher, model, trained.bank, device, batch
+            ),
             "final": trained.figures,
         },
     )
@@ -271,7 +298,7 @@ def _write_results(
 
 @torch.no_grad()
 def _agreement_per_class(
-    teacher: Teacher, model: nn.Module, bank: SynthesisBank, device: Device
+    teacher: Teacher, model: nn.Module, bank: SynthesisBank, device: Device, batch: int
 ) -> list[float | None]:
     """Of an even selection of the bank, as stored: how often the student agrees, by class."""
     classes = teacher.card.spec.num_classes
@@ -279,9 +306,9 @@ def _agreement_per_class(
     agreed = torch.zeros(classes)
     count = torch.bincount(labels, minlength=classes)
     model.eval()
-    for part, label in zip(torch.split(images, 256), torch.split(labels, 256), strict=True):
-        batch = as_images(part).to(device.torch)
-        same = (model(batch).argmax(1) == teacher(batch).argmax(1)).float().cpu()
+    for part, label in zip(torch.split(images, batch), torch.split(labels, batch), strict=True):
+        x = as_images(part.to(device.torch))
+        same = (model(x).argmax(1) == teacher(x).argmax(1)).float().cpu()
         agreed.index_add_(0, label, same)
     return [float(a / n) if n else None for a, n in zip(agreed, count, strict=True)]
 

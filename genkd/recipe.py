@@ -67,7 +67,8 @@ class Budget:
         return cls(amount, unit)
 
     def __str__(self) -> str:
-        return f"{self.amount:g} {self.unit}"
+        # Every digit: a run directory compares budgets by this text.
+        return f"{self.amount!r} {self.unit}".replace(".0 ", " ")
 
 
 @dataclass(frozen=True)

@@ -75,12 +75,12 @@ class StudentLearner:
         self.student.eval()
         return figures, rate
 
-    def halve_batch(self) -> bool:
-        """Learn from half as many images a step from now on; False if that is not possible."""
+    def halve_batch(self) -> int:
+        """Learn from half as many images a step from now on; how many, or 0 if not possible."""
         if self.batch // 2 < 2:  # BatchNorm needs two
-            return False
+            return 0
         self.batch //= 2
-        return True
+        return self.batch
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""

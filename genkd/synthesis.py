@@ -144,12 +144,12 @@ class Synthesiser:
             self.teacher_passes - passes,
         )
 
-    def halve_batch(self) -> bool:
-        """Make half as many images a round from now on; False if that is not possible."""
+    def halve_batch(self) -> int:
+        """Make half as many images a round from now on; how many, or 0 if that is not possible."""
         if self.batch // 2 < max(4, self.num_classes // 4):
-            return False
+            return 0
         self.batch //= 2
-        return True
+        return self.batch
 
     def close(self) -> None:
         """Take the hooks off the teacher."""

@@ -8,6 +8,8 @@ reads a data set or opens a socket.
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,14 +21,26 @@ from torch import Tensor, nn
 from genkd.bank import SynthesisBank
 from genkd.cost import is_out_of_memory
 from genkd.device import Device
-from genkd.errors import ResourceExhausted
+from genkd.errors import ConfigurationError, ResourceExhausted
 from genkd.recipe import Budget, Recipe
 from genkd.run_directory import RunDirectory
 from genkd.student import StudentLearner
 from genkd.synthesis import Synthesiser
 from genkd.teacher import Teacher
 
+LOG = logging.getLogger(__name__)
 CHECKPOINT_SECONDS = 30.0
+# After so many rounds without a single image that the teacher confirms, none will come.
+FRUITLESS_ROUNDS = 100
+# The recipe key to lower when a loss is no longer a number.
+CULPRIT = {
+    "distillation": "student_rate",
+    "statistics": "generator_rate",
+    "label": "generator_rate",
+    "adversarial": "generator_rate",
+    "mle": "energy_rate",
+    "policy_gradient": "energy_rate",
+}
 Result = TypeVar("Result")
 
 
@@ -36,8 +50,8 @@ class Progress:
 
     Attributes:
         fraction: Share of the budget that is spent, 0..1.
-        phase: "synthesising" or "distilling".
-        round: Rounds begun.
+        phase: What was done last, in a word.
+        round: Rounds done.
         seconds: Wall time spent, earlier stretches of a resumed run included.
         eta_seconds: Wall time still needed; None before it can be told.
         figures: A few key figures by name.
@@ -63,6 +77,7 @@ class Trained:
         samples: Images ever put into the bank.
         teacher_passes: Images that went through the teacher.
         figures: Losses and health figures of the last round.
+        batch: Images synthesised at once at the end, as far as memory allowed.
     """
 
     bank: SynthesisBank
@@ -72,6 +87,7 @@ class Trained:
     samples: int
     teacher_passes: int
     figures: dict[str, float]
+    batch: int
 
 
 class _Training:
@@ -153,15 +169,18 @@ def train_student(
         device: Where.
         seed: Of everything that is drawn.
         run: Events and checkpoints go there.
-        on_progress: Called after each phase of a round. What it raises ends the training after a
-            checkpoint; the run can be resumed.
+        on_progress: Called after each round. What it raises ends the training after a checkpoint;
+            the run can be resumed.
 
     Raises:
+        ConfigurationError: If a loss is no longer a number, or the teacher confirms no image.
         ResourceExhausted: If memory runs out even with the smallest batch, or the disk is full.
     """
     training = _Training(teacher, student, recipe, device, seed)
-    state = run.load_checkpoint()
-    if state is not None:
+    state = run.load_checkpoint()  # before the first event: it cuts off what came later
+    if state is None:
+        run.event("start", seed=seed, budget=str(budget), device=str(device.torch))
+    else:
         training.load_state_dict(state)
         run.event("resume", round=training.round, seconds=training.seconds)
     student.eval()
@@ -173,14 +192,21 @@ def train_student(
                 try:
                     on_progress(_progress(training, budget))
                 except BaseException:
-                    run.save_checkpoint(training.state_dict())
+                    _save(training, run)
                     raise
+            if training.bank.added == 0 and training.round >= FRUITLESS_ROUNDS:
+                break  # a budget in samples would never be spent
             if time.monotonic() - last_checkpoint > CHECKPOINT_SECONDS:
-                run.save_checkpoint(training.state_dict())
+                _save(training, run)
                 last_checkpoint = time.monotonic()
     finally:
         training.synthesiser.close()
-    run.save_checkpoint(training.state_dict())
+    if training.bank.added == 0:
+        raise ConfigurationError(
+            f"the teacher confirms none of the images of {training.round} rounds",
+            hint="check the input card (size, mean, std), or raise --set generator_steps",
+        )
+    _save(training, run)
     return Trained(
         training.bank,
         training.seconds,
@@ -189,7 +215,14 @@ def train_student(
         training.bank.added,
         training.teacher_passes,
         dict(training.figures),
+        training.synthesiser.batch,
     )
+
+
+def _save(training: _Training, run: RunDirectory) -> None:
+    start = time.monotonic()
+    run.save_checkpoint(training.state_dict())
+    training.phase_seconds["bookkeeping"] += time.monotonic() - start
 
 
 def _round(
@@ -245,12 +278,24 @@ def _round(
         phase_seconds=dict(training.phase_seconds),
         learning_rates={"student": rate},
     )
+    _require_finite(losses, recipe, training.round)
     training.round += 1
     training.phase_seconds["bookkeeping"] += time.monotonic() - distilled
 
 
+def _require_finite(losses: Mapping[str, float], recipe: Recipe, round_number: int) -> None:
+    """Training does not come back from a loss that is no number: stop now, not in an hour."""
+    for name, value in losses.items():
+        if not math.isfinite(value):
+            key = CULPRIT[name]
+            raise ConfigurationError(
+                f"training diverged in round {round_number}: the {name} loss is {value}",
+                hint=f"start anew: --fresh --set {key}={getattr(recipe, key) / 3:.1g}",
+            )
+
+
 def _in_memory(
-    work: Callable[[], Result], halve: Callable[[], bool], run: RunDirectory, round_number: int
+    work: Callable[[], Result], halve: Callable[[], int], run: RunDirectory, round_number: int
 ) -> Result:
     """`work()`, with half the batch as often as memory runs out."""
     while True:
@@ -259,14 +304,17 @@ def _in_memory(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if not halve():
+            batch = halve()
+            if not batch:
                 raise ResourceExhausted(
                     "memory runs out even with the smallest batch",
                     hint="close other programs, or use --set generator_channels=8",
                 ) from error
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        run.event("warning", round=round_number, message="out of memory: the batch is halved")
+        message = f"out of memory: the batch is halved to {batch} images"
+        run.event("warning", round=round_number, message=message)
+        LOG.warning(message)
 
 
 def _progress(training: _Training, budget: Budget) -> Progress:
