@@ -21,7 +21,7 @@ SHARED_WITH_PROVENANCE = {
 LIGHT_MODULES = (
     *("genkd", "genkd.errors", "genkd.digest", "genkd.durable", "genkd.card", "genkd.weights"),
     *("genkd.json_values", "genkd.run_directory", "genkd.event_log"),
-    *("node.cli", "genkd.console", "node.settings", "node.doctor"),
+    *("node.cli", "genkd.console", "node.settings", "node.doctor", "genkd.layered_settings"),
 )
 
 

@@ -70,7 +70,7 @@ def test_a_falsy_flag_is_a_flag(value: str) -> None:
         ("seed = -1", "genkd.toml: seed", "correct"),
         ('registry = "0x12"', "genkd.toml: registry", "correct"),
         ("seed = ", "cannot be read", "correct"),
-        ("zzzzzz = 1", "zzzzzz", "there are budget, device"),
+        ("zzzzzz = 1", "zzzzzz", "there are budget, chain_id"),
         ('key_password = "secret"', "key_password", "did you mean key_password_file?"),
     ],
     ids=["misspelt", "table", "no such choice", "range", "pattern", "TOML", "far off", "secret"],
