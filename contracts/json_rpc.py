@@ -26,6 +26,8 @@ from genkd.errors import CannotCheck, ConfigurationError
 MAX_RESPONSE_BYTES: Final = 16 * 1024 * 1024
 CHUNK_BYTES = 64 * 1024
 LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
+MAX_DEPTH: Final = 100
+NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 QUANTITY = re.compile(r"0x(0|[1-9a-f][0-9a-f]{0,63})")
 DATA = re.compile(r"0x(?:[0-9a-fA-F]{2})*")
 ENDPOINT_HINT = "check the endpoint's URL, or name another"
@@ -162,7 +164,12 @@ class JsonRpc:
         request = urllib.request.Request(self._url, body, self._headers, method="POST")  # noqa: S310 (http or https only, see _split)
         chunks: list[bytes] = []
         read = 0
-        with self._opener.open(request, timeout=self.timeout) as response:
+        try:
+            response = self._opener.open(request, timeout=self.timeout)
+        except urllib.error.HTTPError as error:
+            error.close()  # it holds the connection
+            raise
+        with response:
             while chunk := response.read1(CHUNK_BYTES):
                 chunks.append(chunk)
                 read += len(chunk)
@@ -174,6 +181,7 @@ class JsonRpc:
 
     def _parse(self, body: bytes) -> dict[str, Any]:
         try:
+            require_shallow(body)
             answer = json.loads(body)
         except (ValueError, RecursionError) as error:
             raise self._nonsense("something that is not JSON") from error
@@ -213,6 +221,22 @@ class JsonRpc:
             f"{self.name} cannot be reached: {printable(str(reason) or type(reason).__name__)}",
             hint="check that the chain is running and the endpoint's URL is right",
         )
+
+
+def require_shallow(body: bytes) -> None:
+    """Refuse JSON nested so deep that parsing it ends the process.
+
+    Python's own limit raises an error in time, but some libraries lift it (web3 does): then the
+    parser runs out of stack. Brackets within strings count too; honest answers have none there.
+
+    Raises:
+        ValueError: If it is nested deeper than `MAX_DEPTH`.
+    """
+    depth = 0
+    for bracket in body.translate(None, NO_BRACKETS):
+        depth += 1 if bracket in b"[{" else -1
+        if depth > MAX_DEPTH:
+            raise ValueError(f"nested deeper than {MAX_DEPTH}")
 
 
 def _split(url: str) -> tuple[urllib.parse.SplitResult, int | None]:

@@ -151,10 +151,10 @@ class MemoryChain:
 
     def commit_teacher(self, message: TeacherMessage, signature: bytes) -> None:
         """`commitTeacher`."""
+        if (message.commitment, self._known(message.node)) in self._states[-1].teachers:
+            raise Reverted("AlreadyThere")
         self._in_time(message.deadline)
         identity = self._identity(message.node)
-        if (message.commitment, identity) in self._states[-1].teachers:
-            raise Reverted("AlreadyThere")
         self._signed(message.node, message.digest(self.domain), signature)
         state = self.mine()
         state.teachers[message.commitment, identity] = self.now
@@ -187,6 +187,9 @@ class MemoryChain:
 
     def revoke(self, message: Revocation, signature: bytes) -> None:
         """`revokeFor`."""
+        known = self._known(message.node)
+        if known and self._withdrawn_at(self._states[-1], message.record_id, known)[0]:
+            raise Reverted("AlreadyThere")
         identity = self._identity(message.node)
         self._signed(message.node, message.digest(self.domain), signature)
         self._revoke(message.record_id, identity, message.node, message.reason)
@@ -211,6 +214,11 @@ class MemoryChain:
     def _in_time(self, deadline: int) -> None:
         if self.now + 1 > deadline:
             raise Reverted("Expired")
+
+    def _known(self, key: str) -> str | None:
+        """The identity of a key, whether or not it still counts."""
+        node = self._states[-1].nodes.get(key)
+        return None if node is None else node.identity
 
     def _identity(self, key: str) -> str:
         node = self._states[-1].nodes.get(key)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -12,7 +17,7 @@ from contracts.account import LocalSigner
 from contracts.anvil import Anvil, start_anvil
 from contracts.chain_reader import Confirmations
 from contracts.development_chain import fund
-from contracts.json_rpc import JsonRpc
+from contracts.json_rpc import JsonRpc, RpcRefused
 from contracts.registry import RegistryClient, deploy
 from genkd.provenance.profile import NodeProfile, make_profile
 from genkd.provenance.record import (
@@ -103,10 +108,53 @@ class Federation:
         self.client(self.stranger).register(record, self.sign(secret, record))
         return record.digest(self.domain)
 
+    def lying(self, tamper: Tamper) -> AbstractContextManager[str]:
+        """An endpoint of this chain that lies."""
+        return lying(self.rpc, tamper)
+
     def mine(self, blocks: int = 1, seconds: int = 0) -> None:
         if seconds:
             self.rpc.ask("evm_increaseTime", hex(seconds))
         self.rpc.ask("anvil_mine", hex(blocks))
+
+
+Tamper = Callable[[str, list[Any], Any], Any]
+
+
+@contextmanager
+def lying(rpc: JsonRpc, tamper: Tamper) -> Iterator[str]:
+    """An endpoint that passes questions on, and answers what `tamper(method, params, result)` says.
+
+    It may raise `RpcRefused` to refuse.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            answer = {"jsonrpc": "2.0", "id": question["id"]}
+            try:
+                result = rpc.ask(question["method"], *question["params"])
+                answer["result"] = tamper(question["method"], question["params"], result)
+            except RpcRefused as error:
+                answer["error"] = {"code": error.rpc_code, "message": str(error)}
+                answer["error"]["data"] = "0x" + error.data.hex()
+            body = json.dumps(answer).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.fixture(scope="session")
