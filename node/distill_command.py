@@ -20,7 +20,7 @@ from node.evaluation import (
 )
 from node.progress import duration, progress_display
 from node.settings import DeviceFlag, Precision, RecipeName, load_settings
-from node.signals import stop_signals_raise
+from node.signals import stop_signals
 from node.teacher_options import (
     AllowLocalCode,
     Architecture,
@@ -51,7 +51,7 @@ def distill(
         RecipeName | None, typer.Option(help="How thorough to be.", show_default="standard")
     ] = None,
     budget: Annotated[
-        str | None, typer.Option(help="What to spend: 10m, 2e6 passes, 20000 samples.")
+        str | None, typer.Option(help="What to spend: 10m, 2e6passes, 20000samples.")
     ] = None,
     out: Annotated[
         Path | None,
@@ -109,39 +109,40 @@ def distill(
     from genkd.distillation import distill as run_distill
 
     say(f"run directory  {out}")
-    with stop_signals_raise() as check:
-        with progress_display() as show:
+    with progress_display() as show, stop_signals(say) as check:
 
-            def on_progress(progress: Progress) -> None:
-                show(progress)
-                check()
+        def on_progress(progress: Progress) -> None:
+            show(progress)
+            check()
 
-            report = run_distill(
-                teacher=teacher,
-                student=settings.student,
-                out=out,
-                recipe=settings.recipe,
-                budget=settings.budget,
-                seed=settings.seed,
-                device=settings.device,
-                precision=settings.precision,
-                fresh=fresh,
-                architecture=options.architecture,
-                num_classes=options.num_classes,
-                input_card=options.input_card,
-                factory=options.factory,
-                allow_local_code=options.allow_local_code,
-                overrides=recipe_keys,
-                export_onnx=export == "onnx",
-                init_student=init_student,
-                on_progress=on_progress,
+        report = run_distill(
+            teacher=teacher,
+            student=settings.student,
+            out=out,
+            recipe=settings.recipe,
+            budget=settings.budget,
+            seed=settings.seed,
+            device=settings.device,
+            precision=settings.precision,
+            fresh=fresh,
+            architecture=options.architecture,
+            num_classes=options.num_classes,
+            input_card=options.input_card,
+            factory=options.factory,
+            allow_local_code=options.allow_local_code,
+            overrides=recipe_keys,
+            export_onnx=export == "onnx",
+            init_student=init_student,
+            on_progress=on_progress,
+        )
+    evaluation = None
+    if eval_data is not None:
+        say(f"evaluating on {eval_data}")
+        taught_by = ModelFile(teacher, options)
+        with stop_signals(say):
+            evaluation = evaluate_files(
+                ModelFile(report.student), eval_data, taught_by, settings.device
             )
-        evaluation = None
-        if eval_data is not None:
-            say(f"evaluating on {eval_data}")
-            model = ModelFile(report.student)
-            taught_by = ModelFile(teacher, options)
-            evaluation = evaluate_files(model, eval_data, taught_by, settings.device)
             record_evaluation(out, evaluation)
     return _answer(out, report, evaluation)
 

@@ -86,9 +86,9 @@ def evaluate_files(
         GenKDError: As `load_teacher`, `read_images` and `evaluate`; `UsageError` if the two models
             have other images or classes.
     """
+    from genkd.device import choose_device
     from genkd.evaluate import evaluate
     from genkd.images import read_images
-    from node.torch_checks import chosen_device
 
     student = model.load()
     taught_by = None if teacher is None else teacher.load()
@@ -102,7 +102,7 @@ def evaluate_files(
             hint="compare a student with the teacher it was distilled from",
         )
     images = read_images(data, card)
-    place = chosen_device(device)
+    place = choose_device(device, "fp32").torch
     return evaluate(student, images, card, taught_by, device=place, batch_size=batch_size)
 
 

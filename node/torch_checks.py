@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from genkd.card import ModelSpec
+from genkd.device import choose_device
 from genkd.errors import ConfigurationError, InputFileRefused
 from genkd.losses import distillation_loss
 from genkd.models import build_model
@@ -15,31 +16,9 @@ from genkd.teacher import load_teacher
 from node.doctor import Found, in_gib
 from node.teacher_options import TeacherOptions
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 STUDENT = "resnet8-quarter"
 BATCH = 8
 TEMPERATURE = 4.0
-
-
-def chosen_device(name: str) -> torch.device:
-    """The device that `auto` stands for, or the one that is named.
-
-    Raises:
-        ConfigurationError: If this machine, or this build of PyTorch, has no such device.
-    """
-    there = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if name == "auto":
-        name = next(kind for kind, available in there.items() if available)
-    if not there.get(name, False):
-        raise ConfigurationError(
-            f"PyTorch {torch.__version__} finds no {name} here",
-            hint="use --device cpu, or install PyTorch for that device and its driver",
-        )
-    return torch.device(name)
 
 
 def check_threads(cores: float) -> Found:
@@ -67,13 +46,14 @@ def check_devices() -> Found:
 
 def check_precision(device: str, precision: str) -> Found:
     """A convolution computes forward and backward in this precision, with finite results."""
-    place = chosen_device(device)
+    chosen = choose_device(device, precision)
+    place = chosen.torch
     generator = torch.Generator().manual_seed(0)
     layer = nn.Conv2d(3, 8, 3)
     images = torch.rand((BATCH, 3, 16, 16), generator=generator).to(place)
     try:
         layer.to(place)
-        with torch.autocast(place.type, PRECISIONS[precision], enabled=precision == "bf16"):
+        with chosen.autocast():
             loss = layer(images).square().mean()
         loss.backward()
     except RuntimeError as error:
@@ -87,7 +67,8 @@ def check_precision(device: str, precision: str) -> Found:
             f"{precision} on {place} gives numbers that are not finite",
             hint="update the driver and PyTorch, or use --device cpu",
         )
-    return Found(f"works on {place}")
+    automatic = choose_device(device, "auto").precision == precision
+    return Found(f"works on {place}" + (", and is what auto takes" if automatic else ""))
 
 
 def check_teacher(path: Path, options: TeacherOptions, device: str) -> Found:
@@ -100,7 +81,7 @@ def check_teacher(path: Path, options: TeacherOptions, device: str) -> Found:
         factory=options.factory,
         allow_local_code=options.allow_local_code,
     )
-    place = chosen_device(device)
+    place = choose_device(device, "fp32").torch
     teacher.to(place)
     card = teacher.card
     generator = torch.Generator().manual_seed(0)
