@@ -117,8 +117,8 @@ class Recipe:
     bank_images: int = 40_000
     generator_channels: int = 16
     generator_rate: float = 4e-3
-    generator_steps: int = 10
-    generator_rounds: int = 4
+    generator_steps: int = 4
+    generator_rounds: int = 10
     latent_dim: int = 64
     label_weight: float = 8.0
     statistics_weight: float = 3.0
@@ -139,7 +139,7 @@ class Recipe:
     acceptance: float = 1.0
     student_steps: int = 12
     student_batch: int = 128
-    student_rate: float = 0.1
+    student_rate: float = 0.2
     student_decay: float = 5e-4
     temperature: float = 4.0
     affine: float = 1.0
