@@ -23,7 +23,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import typer
 from pydantic import Field, ValidationError
@@ -43,6 +43,12 @@ MAX_FILE_BYTES = 1 << 20
 # Read elsewhere, and therefore not misspelt: how errors are shown, where Anvil is.
 OTHER_VARIABLES = frozenset({"GENKD_DEBUG", "GENKD_ANVIL"})
 TABLES = ("coordinator",)
+
+# Flags that several verbs of both programs share.
+KeysFlag = Annotated[Path | None, typer.Option("--keys", help="The folder of the keys.")]
+RpcFlag = Annotated[str | None, typer.Option("--rpc", help="An Ethereum endpoint.")]
+RegistryFlag = Annotated[str | None, typer.Option("--registry", help="The registry's address.")]
+ChainFlag = Annotated[int | None, typer.Option("--chain-id", help="The chain that is trusted.")]
 
 
 def user_folder() -> Path:

@@ -16,7 +16,7 @@ import typer
 import typer.core
 
 from genkd import __version__, console
-from node import distill_command, model_commands
+from node import distill_command, key_commands, model_commands, provenance_commands
 
 # Plain help: narrow terminals keep all of it, and nothing more is imported to show it. Without the
 # first line, typer 0.20 escapes "[required]" for rich even where rich is not asked to print it.
@@ -32,6 +32,8 @@ app = typer.Typer(
 # Without a name the verbs of each stand beside those of the others.
 app.add_typer(distill_command.app)
 app.add_typer(model_commands.app)
+app.add_typer(key_commands.app)
+app.add_typer(provenance_commands.app)
 
 
 def _show_version(wanted: bool) -> None:

@@ -36,7 +36,7 @@ class Settings(FederationSettings):
         runs: The folder that run directories are made in when `--out` is not given.
         keys: The folder of the node's keys.
         key_password_file: The file that holds the passphrase of the keys; None asks for it.
-        run_id: The run that `publish` records in, 0x and 64 hexadecimal digits.
+        run: The run that `publish` records in: its name, or its id.
     """
 
     student: str = "resnet8-half"
@@ -48,7 +48,7 @@ class Settings(FederationSettings):
     runs: Path = Path("runs")
     keys: Path = Field(default_factory=lambda: user_folder() / "keys")
     key_password_file: Path | None = None
-    run_id: str | None = Field(default=None, pattern=r"^0x[0-9a-f]{64}$")
+    run: str | None = Field(default=None, min_length=1, max_length=200)
 
 
 def load_settings(**flags: object) -> Settings:

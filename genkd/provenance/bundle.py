@@ -34,7 +34,7 @@ MAX_BUNDLE_BYTES = 64 * 1024
 
 
 class ArtifactSigner(Protocol):
-    """Who signs a directory; `keys.NodeKeys` is one."""
+    """Who signs a directory; `node_keys.NodeKeys` is one."""
 
     profile: NodeProfile
 

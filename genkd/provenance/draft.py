@@ -18,7 +18,7 @@ from pathlib import Path
 from genkd.digest import sha256_bytes, tensor_root
 from genkd.durable import TEMPORARY_PREFIX, atomic_write, unwritable
 from genkd.provenance.bundle import BUNDLE_NAME, sign_directory
-from genkd.provenance.keys import NodeKeys
+from genkd.provenance.node_keys import NodeKeys
 from genkd.provenance.origin import Origin, read_origin, stamp
 from genkd.provenance.receipt import Receipt
 from genkd.provenance.record import StudentRecord, parents_root

@@ -14,6 +14,7 @@ are 0700, files 0600::
     0xAbC.../signing.pem        encrypted PKCS #8
     0xAbC.../signing.pub.pem    for `model_signing verify key --public_key`
     0xAbC.../profile.json       what a coordinator admits
+    0xAbC.../teacher-....salt   of the commitment to a teacher, 32 bytes
     next/0xDeF....json          the key that may take over, keystore version 3
 
 The next key exists before it is needed because its hash is on the chain from the start: whoever
@@ -29,7 +30,6 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -41,19 +41,18 @@ from genkd.provenance.keystore import (
     decrypt_ethereum_key,
     encrypt_ethereum_key,
 )
-from genkd.provenance.passphrase import READABLE_BY_OTHERS, Passphrase, require_private
-from genkd.provenance.profile import (
-    P256_ALGORITHM,
-    NodeProfile,
-    make_profile,
-    pem_of,
-    read_profile,
-    signing_key_hash,
+from genkd.provenance.node_keys import NodeKeys
+from genkd.provenance.passphrase import (
+    READABLE_BY_OTHERS,
+    Passphrase,
+    find_passphrase,
+    require_private,
 )
-from genkd.provenance.record import ZERO_HASH, TypedMessage, key_hash
-from genkd.provenance.secp256k1 import N, address_of, sign_digest
+from genkd.provenance.profile import NodeProfile, make_profile, read_profile
+from genkd.provenance.record import ZERO_HASH, key_hash
+from genkd.provenance.secp256k1 import N, address_of
 from genkd.provenance.signing_key import decrypt_signing_key, encrypt_signing_key
-from genkd.provenance.typed_data import ADDRESS, Domain
+from genkd.provenance.typed_data import ADDRESS
 
 CURRENT = "current"
 NEXT = "next"
@@ -62,55 +61,6 @@ SIGNING_KEY = "signing.pem"
 SIGNING_PUBLIC_KEY = "signing.pub.pem"
 PROFILE = "profile.json"
 FILE_MODE, FOLDER_MODE = 0o600, 0o700
-
-
-class NodeKeys:
-    """A node's two private keys, unlocked. Prints as its address and cannot be pickled.
-
-    Args:
-        secret: The Ethereum private key.
-        signing_key: The P-256 private key.
-        profile: What both signed about each other.
-
-    Raises:
-        KeyOrSignatureError: If the keys are not the ones of the profile.
-    """
-
-    def __init__(
-        self, secret: int, signing_key: ec.EllipticCurvePrivateKey, profile: NodeProfile
-    ) -> None:
-        same = signing_key_hash(pem_of(signing_key.public_key())) == profile.message.signing_key
-        if address_of(secret) != profile.node or not same:
-            raise KeyOrSignatureError(
-                f"the keys of {profile.node} are not the ones of its profile",
-                hint="restore the key folder from a backup",
-            )
-        self._secret = secret
-        self._signing_key = signing_key
-        self.profile = profile
-
-    @property
-    def address(self) -> str:
-        """The node's address."""
-        return self.profile.node
-
-    def sign(self, message: TypedMessage, domain: Domain) -> bytes:
-        """The Ethereum key's signature over a typed message, 65 bytes."""
-        return sign_digest(self._secret, message.digest(domain))
-
-    def sign_digest(self, digest: bytes) -> bytes:
-        """The Ethereum key's signature over 32 bytes, such as a transaction's hash; 65 bytes."""
-        return sign_digest(self._secret, digest)
-
-    def sign_artifact(self, data: bytes) -> bytes:
-        """The P-256 key's signature over bytes: ECDSA with SHA-256, ASN.1 DER."""
-        return self._signing_key.sign(data, P256_ALGORITHM)
-
-    def __repr__(self) -> str:
-        return f"NodeKeys({self.address})"
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("keys cannot be pickled")
 
 
 @dataclass(frozen=True)
@@ -142,11 +92,7 @@ class KeyFolder:
             ResourceExhausted: If the folder cannot be written.
         """
         passphrase.require_strength()
-        if (self.path / CURRENT).exists():
-            raise KeyOrSignatureError(
-                f"there are keys in {self.path} already, and they are never overwritten",
-                hint="use them, or name another folder; 'genkd-node keys rotate' replaces a key",
-            )
+        self.require_absent()
         _make_folder(self.path)
         _require_closed(self.path)
         next_hash = self._make_next_key(passphrase, next_folder)
@@ -156,6 +102,23 @@ class KeyFolder:
         )
         self.switch_to(profile.node)
         return profile
+
+    def require_absent(self) -> None:
+        """Refuse to go on where there are keys.
+
+        Raises:
+            KeyOrSignatureError: If there are.
+        """
+        if (self.path / CURRENT).exists():
+            raise KeyOrSignatureError(
+                f"there are keys in {self.path} already, and they are never overwritten",
+                hint="use them, or name another folder; 'keys rotate' replaces a key",
+            )
+
+    @property
+    def next_folder(self) -> Path:
+        """Where the next key is kept if nothing else is said."""
+        return self.path / NEXT
 
     def profile(self, address: str | None = None) -> NodeProfile:
         """The profile in force, or of another set of keys; both its signatures are good.
@@ -172,6 +135,10 @@ class KeyFolder:
                 hint="restore the key folder from a backup",
             )
         return profile
+
+    def profile_path(self, address: str | None = None) -> Path:
+        """The profile's file, to be given to a coordinator."""
+        return self._folder_of(address) / PROFILE
 
     def public_key_path(self, address: str | None = None) -> Path:
         """The P-256 public key's PEM file, for the stock tools."""
@@ -222,6 +189,30 @@ class KeyFolder:
             self._make_set(secret, data, passphrase, fingerprint, next_hash)
         return self.unlock(passphrase, path.stem)
 
+    def teacher_salt(self, address: str, teacher_sha256: bytes) -> bytes:
+        """The salt of a set of keys' commitment to a teacher, made at the first call and kept.
+
+        Whoever has it and the teacher can tell that the commitment is to this teacher.
+
+        Args:
+            address: The set of keys.
+            teacher_sha256: 32 bytes.
+
+        Returns:
+            32 random bytes.
+
+        Raises:
+            KeyOrSignatureError: If there is no such set, or the file is damaged.
+            ResourceExhausted: If the folder cannot be written.
+        """
+        path = self._folder_of(address) / f"teacher-{teacher_sha256.hex()}.salt"
+        if not path.exists():
+            atomic_write(path, secrets.token_bytes(32), mode=FILE_MODE)
+        salt = _read_secret(path)
+        if len(salt) != 32:
+            raise KeyOrSignatureError(f"{path} is damaged", hint="restore it from a backup")
+        return salt
+
     def switch_to(self, address: str) -> None:
         """Put a set of keys in force; the others stay where they are.
 
@@ -246,7 +237,7 @@ class KeyFolder:
         return folder
 
     def _next_key_of(self, profile: NodeProfile, next_folder: Path | None) -> Path:
-        folder = next_folder or self.path / NEXT
+        folder = next_folder or self.next_folder
         for path in sorted(folder.glob("0x*.json")):
             if (
                 ADDRESS.fullmatch(path.stem)
@@ -260,7 +251,7 @@ class KeyFolder:
 
     def _make_next_key(self, passphrase: Passphrase, next_folder: Path | None) -> bytes:
         """Make a next key and return what may be said of it in public."""
-        folder = next_folder or self.path / NEXT
+        folder = next_folder or self.next_folder
         _make_folder(folder)
         secret = _new_secret()
         address = address_of(secret)
@@ -295,6 +286,18 @@ class KeyFolder:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return profile
+
+
+def open_keys(path: Path, password_file: Path | None) -> tuple[KeyFolder, NodeKeys]:
+    """The keys in a folder, unlocked with a passphrase from a file or from a prompt.
+
+    Raises:
+        KeyOrSignatureError: As `KeyFolder.unlock` and `find_passphrase`.
+        InputFileRefused: If the profile is malformed.
+    """
+    folder = KeyFolder(path)
+    folder.profile()  # that there are no keys is said before a passphrase is asked for
+    return folder, folder.unlock(find_passphrase(password_file, ask=True))
 
 
 def _new_secret() -> int:

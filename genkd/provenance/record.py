@@ -17,6 +17,7 @@ from typing import ClassVar, Self
 
 from genkd.errors import InputFileRefused
 from genkd.provenance.typed_data import (
+    BYTES32,
     MAX_SAFE_INTEGER,
     PROFILE_SEPARATOR,
     Domain,
@@ -245,6 +246,17 @@ def parents_root(record_ids: Sequence[bytes]) -> bytes:
     if len(set(record_ids)) != len(record_ids) or any(len(one) != 32 for one in record_ids):
         raise ValueError("parents are distinct record ids of 32 bytes")
     return keccak256(b"".join(sorted(record_ids)))
+
+
+def run_id_of(text: str) -> bytes:
+    """The id of a run: itself if it is written as 32 bytes, else the keccak of its name.
+
+    Args:
+        text: `0x` and 64 hexadecimal digits, or a name.
+    """
+    if BYTES32.fullmatch(text):
+        return parse_bytes32(text)
+    return keccak256(text.encode("utf-8"))
 
 
 def key_hash(address: str) -> bytes:

@@ -86,6 +86,15 @@ def read_release(path: Path) -> ReleaseFiles:
     )
 
 
+def read_receipt(path: Path) -> Receipt:
+    """The receipt in a release directory; checks no signature.
+
+    Raises:
+        InputFileRefused: If there is none, or it is malformed.
+    """
+    return Receipt.from_bytes(read_bounded(path / RECEIPT_NAME, SIZE_LIMITS[RECEIPT_NAME]))
+
+
 def read_bounded(path: Path, limit: int) -> bytes:
     """The bytes of a regular file, not followed through a link, not waited for.
 

@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from genkd.canonical import canonical_json
 from genkd.digest import sha256_bytes, tensor_root
 from genkd.provenance.draft import Draft, build_release
-from genkd.provenance.keys import NodeKeys
 from genkd.provenance.merkle import MerkleTree
+from genkd.provenance.node_keys import NodeKeys
 from genkd.provenance.profile import make_profile
 from genkd.provenance.receipt import Receipt
 from genkd.provenance.record import (

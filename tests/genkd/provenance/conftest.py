@@ -21,9 +21,9 @@ from genkd.canonical import canonical_json
 from genkd.provenance import keystore
 from genkd.provenance.chain import Answer, Block, Entry
 from genkd.provenance.draft import Draft, build_release
-from genkd.provenance.keys import NodeKeys
 from genkd.provenance.memory_chain import MemoryChain, Reverted
 from genkd.provenance.merkle import MerkleTree
+from genkd.provenance.node_keys import NodeKeys
 from genkd.provenance.profile import NodeProfile, make_profile
 from genkd.provenance.receipt import Inclusion, Receipt
 from genkd.provenance.record import (

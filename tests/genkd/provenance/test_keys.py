@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from genkd.errors import InputFileRefused, KeyOrSignatureError, ResourceExhausted
 from genkd.provenance import keys as keys_module
-from genkd.provenance.keys import KeyFolder, NodeKeys
+from genkd.provenance.keys import KeyFolder
+from genkd.provenance.node_keys import NodeKeys
 from genkd.provenance.passphrase import Passphrase, find_passphrase, read_passphrase_file
 from genkd.provenance.profile import NodeProfile, make_profile, pem_of, read_profile
 from genkd.provenance.record import TeacherMessage, key_hash

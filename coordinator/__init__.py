@@ -1,0 +1,1 @@
+"""The coordinator: it runs a federation's registry, admits its nodes, commits its rounds."""

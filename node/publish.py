@@ -1,0 +1,349 @@
+"""From a finished distillation to a recorded release; safe to repeat, and to kill anywhere.
+
+    published = publish(run, PublishOptions(domain, run_id, round=1), key_folder, keys, registry)
+
+The steps, each of which finds what an earlier attempt left:
+
+1. read the run: its student, its recipe, its figures;
+2. take the release that is there for the same student and place, or build one in one step;
+3. commit to the teacher on the chain, unless that is done;
+4. register the record and wait until it is confirmed; after a reorganisation, again;
+5. write into the receipt where the chain keeps it.
+
+The record's deadline is chosen once, in step 2, before anything is sent: a repeat sends the very
+same record, and the registry takes each record once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from genkd import __version__
+from genkd.canonical import parse_json
+from genkd.digest import sha256_bytes, tensor_root
+from genkd.durable import atomic_write, unwritable
+from genkd.errors import ConfigurationError, InputFileRefused, KeyOrSignatureError
+from genkd.provenance.draft import Draft, build_release
+from genkd.provenance.keys import KeyFolder
+from genkd.provenance.node_keys import NodeKeys
+from genkd.provenance.receipt import Inclusion, Receipt
+from genkd.provenance.record import TeacherMessage, commit_to_teacher, parents_root
+from genkd.provenance.release import RECEIPT_NAME, SIZE_LIMITS, read_bounded
+from genkd.provenance.statement import STUDENT_NAME, RecipeValue, decimal_string
+from genkd.provenance.typed_data import MAX_SAFE_INTEGER, Domain, to_hex
+from genkd.run_directory import LOCK_FILE, RELEASE_FOLDER
+
+if TYPE_CHECKING:
+    from contracts.registry import RegistryClient
+
+RESULT_FILE = "result.json"
+EVALUATION_FILE = "evaluation.json"
+MAX_RESULT_BYTES = 2**24
+# How long a signed record may still be put on the chain. Long enough for a coordinator's round,
+# short enough that a record nobody sent does not turn up years later.
+SECONDS_TO_DEADLINE = 30 * 24 * 3600
+# A release this close to its deadline is signed anew rather than sent.
+SECONDS_TO_SPARE = 600
+
+
+@dataclass(frozen=True)
+class PublishOptions:
+    """Where a student is published.
+
+    Attributes:
+        domain: The registry.
+        run_id: The run, 32 bytes.
+        round: The round, 0 to 2^32 - 1.
+        parents: Record ids of the students it was made from.
+    """
+
+    domain: Domain
+    run_id: bytes
+    round: int = 0
+    parents: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True)
+class Published:
+    """What publishing left.
+
+    Attributes:
+        release: The release directory.
+        receipt: Its receipt; `inclusion` is None if it is signed only.
+    """
+
+    release: Path
+    receipt: Receipt
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a run directory says of its student.
+
+    Attributes:
+        student: The model file's bytes.
+        teacher_sha256: 32 bytes.
+        recipe: The settings of the distillation, as a provenance statement holds them.
+        evaluation: Figures, decimal strings.
+    """
+
+    student: bytes
+    teacher_sha256: bytes
+    recipe: Mapping[str, RecipeValue]
+    evaluation: Mapping[str, str]
+
+
+def publish(
+    run: Path,
+    options: PublishOptions,
+    folder: KeyFolder,
+    keys: NodeKeys,
+    registry: RegistryClient | None,
+    *,
+    register: bool = True,
+) -> Published:
+    """Release the student of a run.
+
+    Args:
+        run: A finished run directory.
+        options: Where to publish it.
+        folder: The node's key folder, which keeps the salt of the teacher's commitment.
+        keys: The node's keys, unlocked.
+        registry: Where to record it; None signs only.
+        register: Record it; otherwise only commit the teacher, and leave the recording to the
+            coordinator's round.
+
+    Raises:
+        ConfigurationError: If the run is not finished, or another process works in it.
+        InputFileRefused: If a file of the run is damaged.
+        KeyOrSignatureError: If the node is not enrolled with these keys.
+        CannotCheck, RefusedByPolicy, Stopped: As `contracts.registry.RegistryClient`.
+        ResourceExhausted: If the run directory cannot be written.
+    """
+    with _locked(run):
+        finished = read_finished_run(run)
+        salt = folder.teacher_salt(keys.address, finished.teacher_sha256)
+        commitment = commit_to_teacher(keys.address, finished.teacher_sha256, salt)
+        if registry is not None:
+            _require_enrolled(registry, keys, options)
+        path = _release_for(run, finished, options, commitment, keys, registry)
+        receipt = Receipt.from_bytes(_read(path / RECEIPT_NAME))
+        if registry is None:
+            return Published(path, receipt)
+        _commit_teacher(registry, keys, commitment)
+        if not register:
+            return Published(path, receipt)
+        place = registry.await_record(receipt.record, receipt.signature)
+        inclusion = Inclusion(place.transaction, place.block, proof=None)
+        if receipt.inclusion is None or receipt.inclusion.proof is None:
+            receipt = replace(receipt, inclusion=inclusion)
+            atomic_write(path / RECEIPT_NAME, receipt.to_bytes())
+        return Published(path, receipt)
+
+
+# ------------------------------------------------------------------ the run
+
+
+def read_finished_run(run: Path) -> FinishedRun:
+    """Read what a distillation left.
+
+    Raises:
+        ConfigurationError: If it is not finished.
+        InputFileRefused: If a file is damaged, or the student is not the run's.
+    """
+    if not (run / RESULT_FILE).exists() or not (run / STUDENT_NAME).exists():
+        raise ConfigurationError(
+            f"{run} holds no finished run",
+            hint="repeat its distill command to finish it, or name another run directory",
+        )
+    result = _read_json(run / RESULT_FILE)
+    student = read_bounded(run / STUDENT_NAME, SIZE_LIMITS[STUDENT_NAME])
+    try:
+        teacher_sha256 = bytes.fromhex(result["teacher"]["sha256"])  # type: ignore[index]
+        student_sha256 = result["student"]["sha256"]  # type: ignore[index]
+        recipe = dict(result["recipe"])  # type: ignore[call-overload]
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(run / RESULT_FILE) from error
+    if len(teacher_sha256) != 32:
+        raise _damaged(run / RESULT_FILE)
+    if sha256_bytes(student) != student_sha256:
+        raise InputFileRefused(
+            f"{run / STUDENT_NAME} is not the student that {RESULT_FILE} tells of",
+            hint="distil again with --fresh; what is published must be what the run made",
+        )
+    recipe["seed"] = result.get("seed")
+    evaluation = run / EVALUATION_FILE
+    figures = _read_json(evaluation) if evaluation.exists() else {}
+    return FinishedRun(
+        student,
+        teacher_sha256,
+        {name: _setting(value) for name, value in recipe.items()},
+        {
+            name: decimal_string(value)
+            for name, value in figures.items()
+            if isinstance(value, float)
+        },
+    )
+
+
+def _setting(value: object) -> RecipeValue:
+    """A value of a recipe as a statement holds it: no fractions, no long integers."""
+    if isinstance(value, float):
+        return decimal_string(value)
+    if value is None or (isinstance(value, int) and abs(value) <= MAX_SAFE_INTEGER):
+        return value
+    return str(value)
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    try:
+        value = parse_json(_read(path), allow_floats=True)
+    except ValueError as error:
+        raise _damaged(path) from error
+    if not isinstance(value, dict):
+        raise _damaged(path)
+    return value
+
+
+def _read(path: Path) -> bytes:
+    return read_bounded(path, MAX_RESULT_BYTES)
+
+
+def _damaged(path: Path) -> InputFileRefused:
+    return InputFileRefused(f"{path} is damaged", hint="distil again with --fresh")
+
+
+@contextlib.contextmanager
+def _locked(run: Path) -> Iterator[None]:
+    """Keep distillations and other publications out of a run directory."""
+    try:
+        lock = (run / LOCK_FILE).open("ab")
+    except FileNotFoundError as error:
+        raise ConfigurationError(
+            f"{run} is no run directory", hint="name the folder that distill wrote"
+        ) from error
+    except OSError as error:
+        raise unwritable(run / LOCK_FILE, error) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigurationError(
+                f"another process works in {run}", hint="wait for it, then repeat the command"
+            ) from error
+        yield
+
+
+# ------------------------------------------------------------------ the release
+
+
+def _release_for(
+    run: Path,
+    finished: FinishedRun,
+    options: PublishOptions,
+    commitment: bytes,
+    keys: NodeKeys,
+    registry: RegistryClient | None,
+) -> Path:
+    """The release that an earlier attempt left, or a new one."""
+    now = int(time.time())
+    if registry is not None:
+        now = max(now, registry.state.head("latest").timestamp)
+    for path, receipt in _releases_in(run):
+        in_time = now < receipt.record.deadline - SECONDS_TO_SPARE
+        if _is_of(receipt, finished, options, commitment, keys) and (
+            in_time or _is_recorded(receipt, registry)
+        ):
+            return path
+        # One that is too late stays where it is: it may be in a coordinator's round.
+    draft = Draft(
+        student=finished.student,
+        domain=options.domain,
+        run_id=options.run_id,
+        round=options.round,
+        parents=options.parents,
+        teacher_commitment=commitment,
+        recipe=finished.recipe,
+        evaluation=finished.evaluation,
+        version=__version__,
+        deadline=now + SECONDS_TO_DEADLINE,
+    )
+    return build_release(run / RELEASE_FOLDER, draft, keys)
+
+
+def _is_of(
+    receipt: Receipt,
+    finished: FinishedRun,
+    options: PublishOptions,
+    commitment: bytes,
+    keys: NodeKeys,
+) -> bool:
+    """Whether a release says what a new one would say, but for its deadline."""
+    record = receipt.record
+    return (
+        receipt.domain == options.domain
+        and record.tensor_root.hex() == tensor_root(finished.student)
+        and record.run_id == options.run_id
+        and record.round == options.round
+        and record.parents_root == parents_root(options.parents)
+        and record.teacher_commitment == commitment
+        and receipt.profile == keys.profile
+    )
+
+
+def _releases_in(run: Path) -> Iterator[tuple[Path, Receipt]]:
+    for path in sorted((run / RELEASE_FOLDER).glob("student-0x*")):
+        with contextlib.suppress(InputFileRefused):
+            yield path, Receipt.from_bytes(_read(path / RECEIPT_NAME))
+
+
+def _is_recorded(receipt: Receipt, registry: RegistryClient | None) -> bool:
+    if receipt.inclusion is not None:
+        return True
+    return registry is not None and registry.state.is_registered(receipt.record_id())
+
+
+# ------------------------------------------------------------------ the chain
+
+
+def _require_enrolled(registry: RegistryClient, keys: NodeKeys, options: PublishOptions) -> None:
+    """Say what would be refused before anything is signed or paid for."""
+    if registry.state.chain_id() != options.domain.chain_id:
+        raise ConfigurationError(
+            "the endpoint serves another chain than the settings name",
+            hint="correct rpc_url or chain_id",
+        )
+    node = registry.state.node(keys.address)
+    if node.profile_hash != keys.profile.profile_hash():
+        raise KeyOrSignatureError(
+            f"the registry does not know {keys.address} by its present profile",
+            hint="give the coordinator the profile that 'genkd-node keys show' names, to admit",
+        )
+
+
+def _commit_teacher(registry: RegistryClient, keys: NodeKeys, commitment: bytes) -> None:
+    identity = registry.state.node(keys.address).identity
+    if registry.state.teacher_committed_at(commitment, identity):
+        return
+    deadline = registry.state.head("latest").timestamp + SECONDS_TO_DEADLINE
+    message = TeacherMessage(commitment, keys.address, deadline)
+    registry.commit_teacher(message, keys.sign(message, registry.domain))
+
+
+def published_json(published: Published) -> dict[str, object]:
+    """What was published, as plain values."""
+    inclusion = published.receipt.inclusion
+    return {
+        "release": str(published.release),
+        "record_id": to_hex(published.receipt.record_id()),
+        "node": published.receipt.record.node,
+        "run_id": to_hex(published.receipt.record.run_id),
+        "round": published.receipt.record.round,
+        "inclusion": None if inclusion is None else inclusion.to_json(),
+    }
