@@ -279,6 +279,7 @@ def _write_results(
             },
             "seconds": trained.seconds,
             "phase_seconds": trained.phase_seconds,
+            "phase_memory_bytes": trained.phase_memory_bytes,
             "peak_memory_bytes": peak_memory_bytes(device.torch),
             "rounds": trained.rounds,
             "samples": trained.samples,

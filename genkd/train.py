@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from genkd.bank import SynthesisBank
-from genkd.cost import is_out_of_memory
+from genkd.cost import is_out_of_memory, memory_in_use_bytes
 from genkd.device import Device
 from genkd.errors import ConfigurationError, ResourceExhausted
 from genkd.recipe import Budget, Recipe
@@ -73,6 +73,7 @@ class Trained:
         bank: The images at the end.
         seconds: Wall time.
         phase_seconds: The same by phase.
+        phase_memory_bytes: The most memory in use at the end of a phase, by phase.
         rounds: Rounds done.
         samples: Images ever put into the bank.
         teacher_passes: Images that went through the teacher.
@@ -83,6 +84,7 @@ class Trained:
     bank: SynthesisBank
     seconds: float
     phase_seconds: dict[str, float]
+    phase_memory_bytes: dict[str, int]
     rounds: int
     samples: int
     teacher_passes: int
@@ -105,7 +107,12 @@ class _Training:
         self.round = 0
         self.student_passes = 0  # images that the teacher saw for the student's sake
         self.phase_seconds = {"synthesis": 0.0, "distillation": 0.0, "bookkeeping": 0.0}
+        self.phase_memory_bytes = dict.fromkeys(("synthesis", "distillation"), 0)
         self.figures: dict[str, float] = {}
+
+    def note_memory(self, phase: str) -> None:
+        used = memory_in_use_bytes(self.random.device)
+        self.phase_memory_bytes[phase] = max(self.phase_memory_bytes[phase], used)
 
     @property
     def seconds(self) -> float:
@@ -133,6 +140,7 @@ class _Training:
             "round": self.round,
             "student_passes": self.student_passes,
             "phase_seconds": dict(self.phase_seconds),
+            "phase_memory_bytes": dict(self.phase_memory_bytes),
             "figures": dict(self.figures),
         }
 
@@ -143,6 +151,7 @@ class _Training:
         self.bank.load_state_dict(state["bank"])
         self.round, self.student_passes = state["round"], state["student_passes"]
         self.phase_seconds, self.figures = dict(state["phase_seconds"]), dict(state["figures"])
+        self.phase_memory_bytes = dict(state["phase_memory_bytes"])
 
 
 def train_student(
@@ -211,6 +220,7 @@ def train_student(
         training.bank,
         training.seconds,
         dict(training.phase_seconds),
+        dict(training.phase_memory_bytes),
         training.round,
         training.bank.added,
         training.teacher_passes,
@@ -243,6 +253,7 @@ def _round(
         training.round,
     )
     training.bank.add(batch.images, batch.labels, batch.confidence)
+    training.note_memory("synthesis")
     synthesised = time.monotonic()
     figures: dict[str, Tensor] = {}
     rate = 0.0
@@ -265,6 +276,7 @@ def _round(
     health = {k: v.item() for k, v in batch.health.items()}
     if "agreement" in figures:
         health["agreement"] = figures["agreement"].item()
+    training.note_memory("distillation")
     distilled = time.monotonic()
     training.phase_seconds["synthesis"] += synthesised - start
     training.phase_seconds["distillation"] += distilled - synthesised
