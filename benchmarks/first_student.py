@@ -90,7 +90,8 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for row in rows:
         print(
-            f"| {row['seed']} | {row['top1']:.2%} | {row['agreement']:.2%} | {row['wall_seconds']:.0f} "
+            f"| {row['seed']} | {row['top1']:.2%} | {row['agreement']:.2%} "
+            f"| {row['wall_seconds']:.0f} "
             f"| {row['core_seconds']:.0f} | {row['samples']:,} "
             f"| {int(str(row['peak_memory_bytes'])) / 2**20:.0f} |"
         )
