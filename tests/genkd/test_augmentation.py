@@ -1,0 +1,106 @@
+"""What the student sees of an image is an image, and comes from the generator alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from genkd.augmentation import SCALE, SHEAR, SHIFT, augment, random_affine
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
+    ),
+]
+
+
+def noise(count: int = 32, channels: int = 1, side: int = 16, device: str = "cpu") -> Tensor:
+    seeded = torch.Generator().manual_seed(0)
+    return torch.rand(count, channels, side, side, generator=seeded).round().to(device)
+
+
+def seeded(seed: int = 0, device: str = "cpu") -> torch.Generator:
+    return torch.Generator(device).manual_seed(seed)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_stay_images(channels: int, device: str) -> None:
+    images = noise(64, channels, device=device)
+    out = augment(images, affine=1.0, mixed_share=0.5, generator=seeded(device=device))
+    assert out.shape == images.shape
+    assert out.dtype is torch.float32
+    assert out.device == images.device
+    assert out.min() >= 0
+    assert out.max() <= 1 + 1e-6  # bilinear weights add up to 1 within rounding
+
+
+def test_same_generator_state_same_images_and_the_global_one_is_left_alone() -> None:
+    images, before = noise(), torch.get_rng_state()
+    first, second = (
+        augment(images, affine=1.0, mixed_share=0.5, generator=seeded(7)) for _ in range(2)
+    )
+    assert torch.equal(first, second)
+    assert torch.equal(torch.get_rng_state(), before)
+    other = augment(images, affine=1.0, mixed_share=0.5, generator=seeded(8))
+    assert not torch.equal(first, other)
+
+
+def test_a_stored_image_is_never_changed() -> None:
+    images = noise()
+    before = images.clone()
+    augment(images, affine=1.0, mixed_share=1.0, generator=seeded())
+    assert torch.equal(images, before)
+
+
+def test_no_strength_and_no_mixing_leaves_images_where_they_are() -> None:
+    images = noise()
+    assert torch.equal(augment(images, affine=0, mixed_share=0, generator=seeded()), images)
+
+
+def test_at_strength_zero_half_of_the_images_are_mirrored_and_nothing_else_happens() -> None:
+    images = noise(200)
+    out = random_affine(images, 0.0, seeded())
+    as_it_was = (out - images).abs().amax((1, 2, 3)) < 1e-5
+    mirrored = (out - images.flip(3)).abs().amax((1, 2, 3)) < 1e-5
+    assert bool((as_it_was ^ mirrored).all())
+    assert 70 <= int(mirrored.sum()) <= 130
+
+
+def test_each_image_moves_by_itself_and_no_further_than_the_bounds() -> None:
+    side, count = 33, 256
+    dots = torch.zeros(count, 1, side, side)
+    dots[:, :, 16, 16] = 1  # the very centre, which scale and shear leave in place
+    out = random_affine(dots, 1.0, seeded())
+    place = torch.linspace(-1 + 1 / side, 1 - 1 / side, side)  # of a pixel's centre, -1..1
+    weight = out.sum((1, 2, 3))
+    x = (out.sum((1, 2)) @ place) / weight
+    y = (out.sum((1, 3)) @ place) / weight
+    # An output point u shows the input at A u + t; the dot is at A u + t = 0.
+    furthest = SHIFT / (1 - SCALE - SHEAR)
+    for coordinate in (x, y):
+        assert float(coordinate.abs().max()) < furthest + 1 / side
+        assert float(coordinate.std()) > 0.05
+
+
+def test_what_comes_in_from_outside_is_black() -> None:
+    white = torch.ones(64, 1, 16, 16)
+    corners = random_affine(white, 1.0, seeded())[:, 0, [0, 0, -1, -1], [0, -1, 0, -1]]
+    assert float(corners.min()) == 0
+    assert float(random_affine(white, 1.0, seeded())[:, 0, 7:9, 7:9].min()) > 0.999
+
+
+@pytest.mark.parametrize(("share", "mixed"), [(0.0, 0), (0.03, 0), (0.25, 8), (0.5, 16), (1.0, 32)])
+def test_only_the_first_share_is_blended(share: float, mixed: int) -> None:
+    images = noise(32)
+    out = augment(images, affine=0, mixed_share=share, generator=seeded())
+    assert torch.equal(out[mixed:], images[mixed:])
+    blended = (out[:mixed] != images[:mixed]).flatten(1).any(1)
+    assert int(blended.sum()) >= 0.7 * mixed  # some may be blended with themselves
+
+
+def test_a_single_image_has_nobody_to_be_blended_with() -> None:
+    image = noise(1)
+    assert torch.equal(augment(image, affine=0, mixed_share=1, generator=seeded()), image)

@@ -1,0 +1,162 @@
+"""What a recipe and a budget may say, and how they refuse the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import pytest
+
+from genkd.errors import ConfigurationError, UsageError
+from genkd.recipe import BOUNDS, PRESETS, Budget, Recipe, find_recipe
+
+FIELDS = {field.name: field.default for field in dataclasses.fields(Recipe)}
+
+
+@pytest.mark.parametrize(
+    ("text", "amount", "unit"),
+    [
+        ("90s", 90, "seconds"),
+        ("10m", 600, "seconds"),
+        ("1.5h", 5400, "seconds"),
+        (" 10 M ", 600, "seconds"),
+        (".5s", 0.5, "seconds"),
+        ("2e6 passes", 2e6, "passes"),
+        ("2E6passes", 2e6, "passes"),
+        ("20000samples", 20_000, "samples"),
+        ("1 samples", 1, "samples"),
+    ],
+)
+def test_a_budget_is_understood(text: str, amount: float, unit: str) -> None:
+    budget = Budget.parse(text)
+    assert (budget.amount, budget.unit) == (amount, unit)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "soon", "10", "m", "10 minutes", "10 m 5 s", "-5m", "+5m", "0s", "0.0 samples"),
+        *("nan s", "inf s", "1e999s", "9" * 400 + "s", "1.2.3s", "..s", "10m\n5", "1e-3s"),
+        "\u0661\u0660m",  # digits, but not ours
+    ],
+)
+def test_what_is_no_budget_is_refused_in_one_short_line(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a budget") as caught:
+        Budget.parse(text)
+    assert len(str(caught.value)) < 100
+    assert "\n" not in str(caught.value)
+    assert "10m" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("10m", "600 seconds"),
+        ("0.5s", "0.5 seconds"),
+        ("1234567 passes", "1234567 passes"),
+        ("1234568 passes", "1234568 passes"),
+    ],
+)
+def test_a_budget_is_shown_with_every_digit(text: str, shown: str) -> None:
+    assert str(Budget.parse(text)) == shown
+    assert Budget.parse(text.replace(" ", "")) == Budget.parse(text)
+
+
+@pytest.mark.parametrize("name", ["quick", "standard", "thorough"])
+def test_every_preset_holds_its_own_bounds(name: str) -> None:
+    recipe = find_recipe(name, {})
+    assert recipe == PRESETS[name]
+    assert Budget.parse(recipe.budget).amount > 0
+
+
+def test_an_unknown_preset_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ConfigurationError, match="no recipe 'quik'") as caught:
+        find_recipe("quik", {})
+    assert "quick, standard, thorough" in caught.value.hint
+
+
+def test_a_recipe_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        PRESETS["standard"].batch = 1  # type: ignore[misc]
+
+
+def test_every_key_is_described_and_every_bound_is_of_a_key() -> None:
+    described = re.findall(r"^        (\w+): ", Recipe.__doc__ or "", re.MULTILINE)
+    assert described == list(FIELDS)
+    assert set(BOUNDS) <= set(FIELDS)
+
+
+@pytest.mark.parametrize("key", list(FIELDS))
+def test_every_key_can_be_given_as_text(key: str) -> None:
+    assert Recipe().with_overrides({key: str(FIELDS[key])}) == Recipe()
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("latent_dim", "128", 128),
+        ("student_rate", "3e-2", 0.03),
+        ("warm_up", "1", 1.0),
+        ("energy", "no", False),
+        ("energy", "Yes", True),
+        ("energy", "0", False),
+        ("policy_gradient", "chain", "chain"),
+        ("generator_rounds", "0", 0),
+        ("budget", "90s", "90s"),
+    ],
+)
+def test_an_override_is_read_as_the_type_of_its_key(key: str, text: str, value: object) -> None:
+    got = getattr(Recipe().with_overrides({key: text}), key)
+    assert got == value
+    assert type(got) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "message", "hint"),
+    [
+        ("studet_rate", "1", "no recipe key 'studet_rate'", "did you mean student_rate?"),
+        ("sead", "1", "no recipe key 'sead'", None),
+        ("zzzzzz", "1", "no recipe key 'zzzzzz'", "keys: acceptance,"),
+        ("__class__", "1", "no recipe key '__class__'", None),
+        ("batch", "many", "batch = 'many' is not a whole number", "batch = "),
+        ("batch", "2.5", "is not a whole number", None),
+        ("batch", "1e3", "is not a whole number", None),
+        ("batch", "", "is not a whole number", None),
+        ("batch", "9" * 5000, "is not a whole number", None),
+        ("batch", "2", "batch = 2 is outside 4 to 65536", "batch = "),
+        ("batch", str(10**30), "outside", None),
+        ("student_rate", "fast", "is not a number", None),
+        ("student_rate", "nan", "is not a number", None),
+        ("student_rate", "inf", "is not a number", None),
+        ("student_rate", "-0.1", "outside", None),
+        ("energy_steps", "-1", "energy_steps = -1 is outside 0 to", None),
+        ("statistics_weight", "-1", "outside 0 to", None),
+        ("langevin_step_size", "2", "outside", None),
+        ("energy", "maybe", "is not yes or no", None),
+        ("policy_gradient", "reinforce", "'reinforce' is unknown", "none, stationary, chain"),
+        ("budget", "soon", "recipe key budget: 'soon' is not a budget", "10m"),
+    ],
+)
+def test_an_override_that_does_not_fit_is_refused(
+    key: str, text: str, message: str, hint: str | None
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        find_recipe("standard", {key: text})
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 200
+    assert "\n" not in str(caught.value)
+    assert (hint or "") in caught.value.hint
+
+
+@pytest.mark.parametrize("key", list(BOUNDS))
+def test_the_ends_of_a_bound_are_inside_and_beyond_is_not(key: str) -> None:
+    low, high = BOUNDS[key]
+    kind = type(FIELDS[key])
+    for value in (low, high):
+        inside: dict[str, Any] = {key: kind(value)}
+        assert getattr(Recipe(**inside), key) == value
+    for value in (low - 1, high + 1, float("nan")):
+        outside: dict[str, Any] = {key: value}
+        with pytest.raises(ConfigurationError, match=f"recipe key {key}"):
+            Recipe(**outside)
