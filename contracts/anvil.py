@@ -9,11 +9,13 @@ The native binary is started, never the npm wrapper, which takes two seconds and
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import selectors
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -150,8 +152,9 @@ class Guard:
         """Let Anvil save its state and end; wait for it. May be called again."""
         if self._process.stdin is not None:
             self._process.stdin.close()
-        elif self._process.poll() is None:
-            self._process.terminate()
+        else:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGTERM)
         try:
             self._process.wait(SECONDS_TO_STOP)
         except subprocess.TimeoutExpired:
@@ -161,8 +164,8 @@ class Guard:
 
     def leave_alone(self) -> None:
         """Let it run on after this process."""
+        self._process.wait()  # of two processes the first, which ends at once
         self._close_output()
-        self._process.returncode = 0  # it is not waited for: Python need not warn that it runs
 
     def _close_output(self) -> None:
         if self._process.stdout is not None:

@@ -9,8 +9,10 @@ reads its output. Standard library only: it is run by its path.
 One JSON line on standard output says how the start went: {"listening": "127.0.0.1:8545"},
 or {"failed": "what Anvil said"}, or {"locked": true}. From then on:
 
-- with a folder it runs until SIGTERM, SIGINT or SIGHUP. It holds the lock on `anvil.lock` there, so
-  that whoever sees it taken knows that the process named in `anvil.json` is this one;
+- with a folder it runs until SIGTERM, SIGINT or SIGHUP. It holds two locks there, which the system
+  takes from it however it ends: on `anvil.json`, so that whoever sees it taken knows that the
+  process named in it is this one; and, together with Anvil, on `anvil.lock`, so that no second
+  Anvil starts on the same state before the first has saved it;
 - without, it ends also when its standard input does: when the process that started it is gone.
 """
 
@@ -45,19 +47,32 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+def wait_until_it_heeds_sigterm(pid: int) -> None:
+    """Anvil says that it listens a few milliseconds before it can be ended with its state saved."""
+    status = Path(f"/proc/{pid}/status")
+    if not status.exists():  # no Linux: then a moment must do
+        time.sleep(0.2)
+        return
+    for _ in range(5000):
+        caught = re.search(r"^SigCgt:\s*([0-9a-f]+)", status.read_text(), re.MULTILINE)
+        if caught is None or int(caught[1], 16) >> (signal.SIGTERM - 1) & 1:
+            return
+        time.sleep(0.001)
+
+
 def say(**values: object) -> None:
     """One line to the process that waits for the start; it may be gone already."""
     with contextlib.suppress(OSError):
         os.write(1, json.dumps(values).encode() + b"\n")
 
 
-def hold(lock_path: Path) -> int | None:
-    """Take the lock; None if another holds it.
+def hold(path: Path) -> int | None:
+    """Take the lock on a file, and keep it as long as this process lives; None if it is taken.
 
     Who only looks whether it is taken holds it for a moment: so try for longer than that.
     """
-    lock = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o600)
-    for _ in range(20):
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    for _ in range(40):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -68,9 +83,11 @@ def hold(lock_path: Path) -> int | None:
 
 
 def record(folder: Path, chain_id: int, address: str) -> None:
-    """Write down how to reach this chain and how to end it; whole or not at all."""
+    """Write down how to reach this chain and how to end it: whole, and locked, or not at all."""
     values = {"rpc_url": f"http://{address}", "chain_id": chain_id, "pid": os.getpid()}
     temporary = folder / f"{RECORD_FILE}.new"
+    temporary.unlink(missing_ok=True)
+    hold(temporary)
     temporary.write_text(json.dumps(values), encoding="utf-8")
     temporary.replace(folder / RECORD_FILE)
 
@@ -114,6 +131,7 @@ def watch(
                 seen = (seen + chunk)[-KEPT_OUTPUT:]
                 if found := LISTENING.search(seen):
                     said = True
+                    wait_until_it_heeds_sigterm(anvil.pid)
                     started(found[1].decode())
 
 
@@ -134,14 +152,13 @@ def main(arguments: list[str]) -> int:
     folder = Path(options[0]) if options else None
     inherited: tuple[int, ...] = ()
     if folder is not None:
+        if os.fork():
+            return 0  # nobody's child, so that no zombie is left to whoever started this
         lock = hold(folder / LOCK_FILE)
         if lock is None:
             say(locked=True)
             return 75
-        # Anvil holds it too: should only this process be killed, no second Anvil can start on the
-        # same state before the first has saved it and ended.
         inherited = (lock,)
-        (folder / RECORD_FILE).unlink(missing_ok=True)  # of a guard that was killed
 
     def started(address: str) -> None:
         if folder is not None:

@@ -7,8 +7,8 @@
 
 The folder holds::
 
-    anvil.lock     locked by the process that runs the chain, as long as it runs
-    anvil.json     that process and its endpoint
+    anvil.json     the process that keeps the chain, and its endpoint; locked by it while it lives
+    anvil.lock     locked by that process and Anvil while either lives
     state.json     the chain, written by Anvil every second and at its end
     state.previous.json   the chain as it was at the last start
 """
@@ -110,13 +110,13 @@ def _until_recorded(folder: Path) -> RunningChain:
 
 
 def running(folder: Path) -> RunningChain | None:
-    """The chain that runs in a folder, None if none does."""
-    if not _locked(folder / LOCK_FILE):
-        return None
+    """The chain that runs in a folder, None if none does, or if it is starting or ending."""
+    path = folder / RECORD_FILE
     try:
-        return RunningChain(**json.loads((folder / RECORD_FILE).read_bytes()))
-    except (OSError, ValueError, TypeError):
-        return None  # it is starting
+        content = path.read_bytes()
+        return RunningChain(**json.loads(content)) if _locked(path) else None
+    except FileNotFoundError:
+        return None
 
 
 def down(folder: Path) -> bool:
@@ -131,7 +131,7 @@ def down(folder: Path) -> bool:
     chain = running(folder)
     if chain is None:
         return False
-    # The lock is held, so the process that the record names is the guard and no later one.
+    # The record is locked: the process that it names lives, and is no later one of that number.
     with contextlib.suppress(ProcessLookupError):
         os.kill(chain.pid, signal.SIGTERM)
     deadline = time.monotonic() + SECONDS_TO_STOP
