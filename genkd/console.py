@@ -39,9 +39,7 @@ UNEXPECTED_EXIT_CODE = 70
 UNEXPECTED_CODE = "unexpected"
 # The base installation can verify and nothing else, so its absence is no fault of the program.
 EXTRA_OF_MODULE = {
-    **dict.fromkeys(
-        ("torch", "torchvision", "jinja2", "PIL", "psutil", "safetensors"), "distill"
-    ),
+    **dict.fromkeys(("torch", "torchvision", "jinja2", "PIL", "psutil", "safetensors"), "distill"),
     **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "onnx"),
     "flwr": "federation",
 }
