@@ -13,12 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from contracts.registry import RegistryClient
-from genkd.durable import atomic_write
 from genkd.errors import InputFileRefused, UsageError, VerificationFailed
 from genkd.provenance import Policy, verify
 from genkd.provenance.merkle import MerkleTree
 from genkd.provenance.receipt import Inclusion, Receipt
-from genkd.provenance.release import DIRECTORY_NAME, RECEIPT_NAME, read_receipt
+from genkd.provenance.release import DIRECTORY_NAME, RECEIPT_NAME, read_receipt, replace_receipt
 from genkd.provenance.typed_data import to_hex
 
 SECONDS_TO_SPARE = 60
@@ -95,7 +94,7 @@ def commit_round(
         inclusion = Inclusion(place.transaction, place.block, tree.proof(record_id))
         complete = replace(receipt, inclusion=inclusion)
         if complete != receipt:
-            atomic_write(path / RECEIPT_NAME, complete.to_bytes())
+            replace_receipt(path, complete)
     return CommittedRound(tree.root, place.block, place.transaction, len(ids))
 
 

@@ -61,11 +61,15 @@ def _write_and_replace(target: Path, data: bytes | bytearray | memoryview, mode:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    _flush_folder(target.parent)
+    flush_folder(target.parent)
 
 
-def _flush_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a loss of power."""
+def flush_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a loss of power.
+
+    Raises:
+        OSError: If it cannot be opened or flushed.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -122,6 +122,7 @@ def rotate(
         _rotate_on_chain(registry_of(settings, old), old, new)
     folder.switch_to(new.address)
     rows = {"was": old.address} | _profile_rows(new.profile, folder)
+    rows["account"] = f"{new.address} pays from now on: send it some ether"
     return Answer({"old": old.address} | _profile_json(new.profile, folder), columns(rows))
 
 

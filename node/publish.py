@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -27,14 +28,19 @@ from typing import TYPE_CHECKING
 from genkd import __version__
 from genkd.canonical import parse_json
 from genkd.digest import sha256_bytes, tensor_root
-from genkd.durable import atomic_write, unwritable
+from genkd.durable import TEMPORARY_PREFIX, unwritable
 from genkd.errors import ConfigurationError, InputFileRefused, KeyOrSignatureError
 from genkd.provenance.draft import Draft, build_release
 from genkd.provenance.keys import KeyFolder
 from genkd.provenance.node_keys import NodeKeys
 from genkd.provenance.receipt import Inclusion, Receipt
 from genkd.provenance.record import TeacherMessage, commit_to_teacher, parents_root
-from genkd.provenance.release import RECEIPT_NAME, SIZE_LIMITS, read_bounded
+from genkd.provenance.release import (
+    SIZE_LIMITS,
+    read_bounded,
+    read_receipt,
+    replace_receipt,
+)
 from genkd.provenance.statement import STUDENT_NAME, RecipeValue, decimal_string
 from genkd.provenance.typed_data import MAX_SAFE_INTEGER, Domain, to_hex
 from genkd.run_directory import LOCK_FILE, RELEASE_FOLDER
@@ -127,13 +133,14 @@ def publish(
         ResourceExhausted: If the run directory cannot be written.
     """
     with _locked(run):
+        _delete_temporaries(run / RELEASE_FOLDER)
         finished = read_finished_run(run)
         salt = folder.teacher_salt(keys.address, finished.teacher_sha256)
         commitment = commit_to_teacher(keys.address, finished.teacher_sha256, salt)
         if registry is not None:
             _require_enrolled(registry, keys, options)
         path = _release_for(run, finished, options, commitment, keys, registry)
-        receipt = Receipt.from_bytes(_read(path / RECEIPT_NAME))
+        receipt = read_receipt(path)
         if registry is None:
             return Published(path, receipt)
         _commit_teacher(registry, keys, commitment)
@@ -143,7 +150,7 @@ def publish(
         inclusion = Inclusion(place.transaction, place.block, proof=None)
         if receipt.inclusion is None or receipt.inclusion.proof is None:
             receipt = replace(receipt, inclusion=inclusion)
-            atomic_write(path / RECEIPT_NAME, receipt.to_bytes())
+            replace_receipt(path, receipt)
         return Published(path, receipt)
 
 
@@ -219,11 +226,20 @@ def _damaged(path: Path) -> InputFileRefused:
     return InputFileRefused(f"{path} is damaged", hint="distil again with --fresh")
 
 
+def _delete_temporaries(folder: Path) -> None:
+    """Remove what a kill left half-written; nobody else works here."""
+    for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def _locked(run: Path) -> Iterator[None]:
     """Keep distillations and other publications out of a run directory."""
     try:
-        lock = (run / LOCK_FILE).open("ab")
+        lock = (run / LOCK_FILE).open("rb")
     except FileNotFoundError as error:
         raise ConfigurationError(
             f"{run} is no run directory", hint="name the folder that distill wrote"
@@ -300,7 +316,7 @@ def _is_of(
 def _releases_in(run: Path) -> Iterator[tuple[Path, Receipt]]:
     for path in sorted((run / RELEASE_FOLDER).glob("student-0x*")):
         with contextlib.suppress(InputFileRefused):
-            yield path, Receipt.from_bytes(_read(path / RECEIPT_NAME))
+            yield path, read_receipt(path)
 
 
 def _is_recorded(receipt: Receipt, registry: RegistryClient | None) -> bool:

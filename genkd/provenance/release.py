@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from genkd.digest import sha256_bytes, tensor_root
+from genkd.durable import TEMPORARY_PREFIX, atomic_write, flush_folder, unwritable
 from genkd.errors import InputFileRefused
 from genkd.provenance.bundle import BUNDLE_NAME, MAX_BUNDLE_BYTES
 from genkd.provenance.origin import read_origin
@@ -93,6 +94,24 @@ def read_receipt(path: Path) -> Receipt:
         InputFileRefused: If there is none, or it is malformed.
     """
     return Receipt.from_bytes(read_bounded(path / RECEIPT_NAME, SIZE_LIMITS[RECEIPT_NAME]))
+
+
+def replace_receipt(path: Path, receipt: Receipt) -> None:
+    """Put another receipt into a release directory, in one step and leaving nothing else in it.
+
+    The new bytes are written beside the directory: a temporary file inside it, left by a kill,
+    would make the release one of five files, which nobody accepts.
+
+    Raises:
+        ResourceExhausted: If it cannot be written.
+    """
+    temporary = path.parent / f"{TEMPORARY_PREFIX}receipt-{to_hex(receipt.record_id())}"
+    atomic_write(temporary, receipt.to_bytes())
+    try:
+        os.replace(temporary, path / RECEIPT_NAME)
+        flush_folder(path)
+    except OSError as error:
+        raise unwritable(path / RECEIPT_NAME, error) from error
 
 
 def read_bounded(path: Path, limit: int) -> bytes:

@@ -25,6 +25,7 @@ for passed: without a chain the answer is at best "signed, not recorded".
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +46,7 @@ from genkd.provenance.verification import (
 
 MAX_LINEAGE = 1000  # releases in one verification
 MAX_DEPTH = 50  # generations
+MAX_TIME = 253_402_300_799  # the last second of the year 9999
 
 
 def verify(
@@ -210,7 +212,7 @@ class _Verifier:
             raise Unmade("it is recorded, but not confirmed yet")
         self._check_inclusion(answer.latest)
         self.recorded_at = answer.latest.recorded_at
-        return f"recorded at {self.recorded_at} (Unix seconds), confirmed"
+        return f"recorded {_as_time(self.recorded_at)}, confirmed"
 
     def _check_inclusion(self, verdict: Verdict) -> None:
         """Where the receipt says it is on the chain is where it is."""
@@ -236,7 +238,7 @@ class _Verifier:
                 ("the registry's owner", verdict.revoked_by_owner),
             ):
                 if when:
-                    raise refused(f"{who} revoked it at {when}, reason {verdict.reason}")
+                    raise refused(f"{who} revoked it, {_as_time(when)}, reason {verdict.reason}")
         return "not revoked"
 
     def check_9(self) -> str:
@@ -288,6 +290,11 @@ class _Verifier:
         if self.shared.chain is None:
             raise Unmade("no endpoint was named" if self.offline else "the endpoint is of no use")
         return self.shared.chain
+
+
+def _as_time(seconds: int) -> str:
+    """A block's time for people; whatever an endpoint says has some form."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(min(seconds, MAX_TIME)))
 
 
 def _no_use(reason: str) -> CannotCheck:
