@@ -32,7 +32,8 @@ LOG = logging.getLogger(__name__)
 CHECKPOINT_SECONDS = 30.0
 # After so many rounds without a single image that the teacher confirms, none will come.
 FRUITLESS_ROUNDS = 100
-# The recipe key to lower when a loss is no longer a number.
+# The recipe key to lower when a loss is no longer a number. The student comes first: what it says
+# reaches the other losses, and theirs does not reach it.
 CULPRIT = {
     "distillation": "student_rate",
     "statistics": "generator_rate",
@@ -297,9 +298,9 @@ def _round(
 
 def _require_finite(losses: Mapping[str, float], recipe: Recipe, round_number: int) -> None:
     """Training does not come back from a loss that is no number: stop now, not in an hour."""
-    for name, value in losses.items():
+    for name, key in CULPRIT.items():
+        value = losses.get(name, 0.0)
         if not math.isfinite(value):
-            key = CULPRIT[name]
             raise ConfigurationError(
                 f"training diverged in round {round_number}: the {name} loss is {value}",
                 hint=f"start anew: --fresh --set {key}={getattr(recipe, key) / 3:.1g}",
