@@ -78,7 +78,12 @@ class JsonRpc:
         self._url = urllib.parse.urlunsplit(
             (parts.scheme, self.name.partition("://")[2], parts.path or "/", parts.query, "")
         )
-        self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        self._headers = {
+            "Content-Type": "application/json",
+            "Accept-Encoding": "identity",
+            # Hosted endpoints turn away the name that Python's library gives itself.
+            "User-Agent": "genkd-node",
+        }
         if parts.username is not None:
             pair = f"{urllib.parse.unquote(parts.username)}:"
             pair += urllib.parse.unquote(parts.password or "")

@@ -250,6 +250,7 @@ def test_key_in_the_url_is_sent_and_never_shown() -> None:
             rpc.ask("eth_chainId")
     assert f"POST /v3/{SECRET}?key={SECRET} HTTP/1.1".encode() in seen[0]
     assert b"Authorization: Basic dXNlcjpzM2NyZXQ=" in seen[0]
+    assert b"Python-urllib" not in seen[0]
     assert SECRET not in str(caught.value) + caught.value.hint + repr(rpc)
 
 
