@@ -6,7 +6,8 @@ Gas of every call a federation pays for; the time `verify` spends asking a chain
 `--records` students; `genkd-node verify` as a whole process on a student of 1 MB; and the table of
 forged releases, run by pytest. Prints a markdown table, or with --json one object.
 
-Times are wall-clock: run it on an otherwise idle machine, or read the processor times beside them.
+Times are wall-clock: run it on an otherwise idle machine. On a busy one, read the processor time and
+the sum of the fastest questions, which stand beside them.
 """
 
 from __future__ import annotations
@@ -82,10 +83,18 @@ def _number(value: float) -> str:
 
 
 class TimedRpc(JsonRpc):
-    """An endpoint that counts its questions and the seconds they take."""
+    """An endpoint that keeps how many milliseconds each question took.
 
-    seconds = 0.0
-    questions = 0
+    Args:
+        url: As `JsonRpc`.
+
+    Attributes:
+        milliseconds: One of each question, in order.
+    """
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.milliseconds: list[float] = []
 
     def ask(self, method: str, *params: object) -> Any:
         """As `JsonRpc.ask`."""
@@ -93,24 +102,21 @@ class TimedRpc(JsonRpc):
         try:
             return super().ask(method, *params)
         finally:
-            self.seconds += time.perf_counter() - start
-            self.questions += 1
+            self.milliseconds.append(1000 * (time.perf_counter() - start))
 
 
 # ------------------------------------------------------------------ what is measured
 
 
-def chain_time(registry: FullRegistry, path: Path, repeats: int) -> tuple[list[float], int]:
-    """Milliseconds that verifying a release spends asking the chain, and its questions."""
+def chain_time(registry: FullRegistry, path: Path, repeats: int) -> list[list[float]]:
+    """Milliseconds of each question that verifying a release asks the chain; a list a repeat."""
     found = []
-    questions = 0
     for _ in range(repeats + 1):
         reader = RegistryReader(registry.rpc_url, registry.domain)
         reader.rpc = rpc = TimedRpc(registry.rpc_url)
         verify(path, policy=Policy(registry.domain), chain=reader).require()
-        found.append(1000 * rpc.seconds)
-        questions = rpc.questions
-    return found[1:], questions  # the first one also imports and warms up
+        found.append(rpc.milliseconds)
+    return found[1:]  # the first one also imports and warms up
 
 
 def _verify_command(registry: FullRegistry, path: Path, *interpreter: str) -> list[str]:
@@ -218,10 +224,14 @@ def chain_figures(
     """What verifying costs with the chain as full as it is."""
     figures = []
     for name, path in paths.items():
-        found, questions = chain_time(registry, path, arguments.repeats)
-        note = f"median of {len(found)}, {_spread(found)}, {questions} questions"
+        asked = chain_time(registry, path, arguments.repeats)
+        found = [sum(questions) for questions in asked]
+        note = f"median of {len(found)}, {_spread(found)}, {len(asked[0])} questions"
         name = f"verify, chain time with {arguments.records:,} records, {name}"
         figures.append(Figure(name, "ms", statistics.median(found), 50, note=note))
+        # On a busy machine no repeat gets through undisturbed, but each question does once.
+        least = sum(min(times) for times in zip(*asked, strict=True))
+        figures.append(Figure(f"{name}: the fastest of each question, in all", "ms", least))
     found = [_milliseconds_of_a_question(registry) for _ in range(arguments.repeats)]
     name = "one question that reads nothing (eth_chainId), for comparison"
     figures.append(Figure(name, "ms", statistics.median(found), note=_spread(found)))
