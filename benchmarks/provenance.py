@@ -6,8 +6,8 @@ Gas of every call a federation pays for; the time `verify` spends asking a chain
 `--records` students; `genkd-node verify` as a whole process on a student of 1 MB; and the table of
 forged releases, run by pytest. Prints a markdown table, or with --json one object.
 
-Times are wall-clock: run it on an otherwise idle machine. On a busy one, read the processor time and
-the sum of the fastest questions, which stand beside them.
+Times are wall-clock: run it on an otherwise idle machine. On a busy one, read the processor time
+and the sum of the fastest questions, which stand beside them.
 """
 
 from __future__ import annotations

@@ -34,5 +34,5 @@ def test_provenance_benchmark_measures_on_a_real_chain() -> None:
     for name in ("register, sent by a relayer", "commitRound of 3 students"):
         assert figures[name]["reached"] is True
     chain_times = [name for name in figures if name.startswith("verify, chain time")]
-    assert len(chain_times) == 2
+    assert len(chain_times) == 4  # for each path onto the chain: the median, and the least
     assert all(figures[name]["measured"] > 0 for name in chain_times)
