@@ -26,13 +26,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import typer
-from pydantic import Field, ValidationError
-from pydantic_settings import (
-    BaseSettings,
-    InitSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from genkd.durable import atomic_write
 from genkd.errors import ConfigurationError
@@ -61,7 +55,7 @@ def files_read() -> tuple[Path, Path]:
     return Path(FILE_NAME), user_folder() / FILE_NAME
 
 
-class FederationSettings(BaseSettings):
+class FederationSettings(BaseModel):
     """Where a federation keeps its records, and how settings are resolved.
 
     Attributes:
@@ -72,7 +66,7 @@ class FederationSettings(BaseSettings):
             blocks on top.
     """
 
-    model_config = SettingsConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
     TABLE: ClassVar[str] = ""
 
     # A URL may carry the key of a provider: it stays out of the repr.
@@ -92,8 +86,14 @@ class FederationSettings(BaseSettings):
             ConfigurationError: If a key is unknown, a value does not fit, or a file cannot be read.
         """
         given = {name: value for name, value in flags.items() if value is not None}
+        # The weakest first; each of the others overrides. (pydantic-settings does the like, and
+        # imports asyncio for it: everybody who verifies a student would wait for that.)
+        values: dict[str, object] = {}
+        for path in reversed(files_read()):
+            values |= cls._from_file(path)
+        values |= cls._from_environment() | given
         try:
-            return cls(**given)  # type: ignore[arg-type]
+            return cls.model_validate(values)
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             place = cls._place_of(str(first["loc"][0]), given)
@@ -101,20 +101,6 @@ class FederationSettings(BaseSettings):
                 f"{place}: {first['msg']}",
                 hint="correct it there; a flag wins over the environment, that over the files",
             ) from error
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags, the environment, then the two files, the nearer first."""
-        environment = InitSettingsSource(settings_cls, cls._from_environment())
-        files = (InitSettingsSource(settings_cls, cls._from_file(path)) for path in files_read())
-        return (init_settings, environment, *files)
 
     @classmethod
     def _own_prefix(cls) -> str:
