@@ -30,7 +30,8 @@ pragma solidity ^0.8.28;
 /// seconds.
 ///
 /// @dev Immutable: no proxy, no upgrade. The owner enrols and removes nodes and opens runs; it cannot forge a
-/// record, alter one, or undo a removal. Signers may be ERC-1271 wallets.
+/// record, alter one, or undo a removal. Signers may be ERC-1271 wallets; an account that has a key is believed
+/// by its key, whatever code it delegates to (EIP-7702).
 interface IStudentRegistry {
     /// @notice What a node says about one student model when it signs it.
     /// @param fileHash SHA-256 of the model file, byte for byte.
@@ -188,7 +189,8 @@ interface IStudentRegistry {
     /// @notice Let a key count no longer than up to `until`. Owner only. With a past time the records and
     /// withdrawals that the key made from then on are void, the thief's, while what the node made before
     /// stands. A second call can only move the time back further. (Teacher commitments stay: without the salt
-    /// they are of no use to a thief.)
+    /// they are of no use to a thief.) A removed key no longer rotates: a node that shall go on under its next
+    /// key rotates first, and the key it left is removed after that.
     /// @param until Unix seconds, exclusive, not in the future.
     function removeNode(address key, uint48 until) external;
 
@@ -231,6 +233,8 @@ interface IStudentRegistry {
     function register(Student calldata student, bytes calldata signature) external returns (bytes32 id);
 
     /// @notice Record the students of a round by one root. The run's coordinator only, once for each round.
+    /// A root shows that its coordinator knew a record id at that time, not that the node had signed it by then:
+    /// a verifier that does not trust the coordinator so far looks at `registeredAt` alone.
     /// @param root Merkle root as OpenZeppelin's StandardMerkleTree over (bytes32 recordId): leaves are hashed
     /// twice, so no inner node passes for one; pairs are sorted.
     /// @param count How many students; not 0.

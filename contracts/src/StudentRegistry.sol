@@ -2,6 +2,7 @@
 pragma solidity ^0.8.28;
 
 import {Ownable, Ownable2Step} from "@openzeppelin/contracts/access/Ownable2Step.sol";
+import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
 import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
 import {MerkleProof} from "@openzeppelin/contracts/utils/cryptography/MerkleProof.sol";
 import {SignatureChecker} from "@openzeppelin/contracts/utils/cryptography/SignatureChecker.sol";
@@ -229,7 +230,7 @@ contract StudentRegistry is IStudentRegistry, EIP712, Ownable2Step {
         bytes32 leaf = keccak256(bytes.concat(keccak256(abi.encode(id))));
         if (!MerkleProof.verifyCalldata(proof, round.root, leaf)) return 0;
         // A root says only that the coordinator saw the record; that the node made it, its signature says.
-        return SignatureChecker.isValidSignatureNowCalldata(student.node, id, signature) ? round.recordedAt : 0;
+        return _isSigned(student.node, id, signature) ? round.recordedAt : 0;
     }
 
     function _inOrderAt(uint48 time, uint64 deadline, Verdict memory verdict) private pure returns (bool) {
@@ -322,6 +323,14 @@ contract StudentRegistry is IStudentRegistry, EIP712, Ownable2Step {
     }
 
     function _signed(address signer, bytes32 digest, bytes calldata signature) private view {
-        if (!SignatureChecker.isValidSignatureNowCalldata(signer, digest, signature)) revert BadSignature();
+        if (!_isSigned(signer, digest, signature)) revert BadSignature();
+    }
+
+    /// @dev The key itself first, whatever code its account has. By EIP-7702 a thief of a key can give its account
+    /// code, even long after the key was removed, and code that says no would void all that the node signed.
+    function _isSigned(address signer, bytes32 digest, bytes calldata signature) private view returns (bool) {
+        (address recovered, ECDSA.RecoverError error_,) = ECDSA.tryRecoverCalldata(digest, signature);
+        if (error_ == ECDSA.RecoverError.NoError && recovered == signer) return true;
+        return signer.code.length != 0 && SignatureChecker.isValidERC1271SignatureNowCalldata(signer, digest, signature);
     }
 }

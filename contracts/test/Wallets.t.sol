@@ -32,7 +32,14 @@ contract SloppyWallet {
     }
 }
 
-/// @dev Nodes whose key is an ERC-1271 wallet.
+/// @dev Says no to everything.
+contract StubbornWallet {
+    function isValidSignature(bytes32, bytes calldata) external pure returns (bytes4) {
+        return 0xffffffff;
+    }
+}
+
+/// @dev Nodes whose key is an ERC-1271 wallet, or has been given code (EIP-7702).
 contract WalletsTest is RegistryTest {
     Wallet private wallet;
 
@@ -75,6 +82,27 @@ contract WalletsTest is RegistryTest {
 
         vm.etch(address(wallet), address(new SloppyWallet()).code);
         signature = _signStudent(MALLORY, student);
+        vm.expectRevert(IStudentRegistry.BadSignature.selector);
+        registry.register(student, signature);
+    }
+
+    function test_thiefWhoDelegatesAnAccountLongAfterDoesNotVoidItsRounds() public {
+        IStudentRegistry.Student[] memory students = _students(ALICE, 1);
+        bytes memory signature = _signStudent(ALICE, students[0]);
+        _commitRound(students);
+        vm.warp(START + 1 days);
+        _remove(ALICE, START + 1 days);
+        vm.etch(vm.addr(ALICE), address(new StubbornWallet()).code);
+        vm.assertTrue(registry.verify(students[0], signature, noProof).valid, "the key's word stands");
+    }
+
+    function test_accountWithCodeIsStillBelievedByItsKey() public {
+        vm.etch(vm.addr(ALICE), address(new StubbornWallet()).code);
+        IStudentRegistry.Student memory student = _student(ALICE);
+        _register(ALICE, student);
+        _assertValid(student, "signed with the key");
+        student.round = 8;
+        bytes memory signature = _signStudent(BOB, student);
         vm.expectRevert(IStudentRegistry.BadSignature.selector);
         registry.register(student, signature);
     }
