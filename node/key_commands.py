@@ -101,36 +101,41 @@ def rotate(
     chain_id: ChainFlag = None,
     as_json: AsJson = False,
 ) -> Answer:
-    """Let the next key take over, on the chain and then here. Needs no signature of the old key.
+    """Let the next key take over, on the chain and then here.
 
     \b
     genkd-node keys rotate
     genkd-node keys rotate --next-key-folder /media/stick
+
+    The old key does not sign: it may be lost or stolen. It pays, unless the new one's account holds
+    ether already. After a theft, rotate first, then have the coordinator remove the old key.
     """  # noqa: D301
     settings = load_settings(keys=keys, rpc_url=rpc, registry=registry, chain_id=chain_id)
     from genkd.provenance.keys import KeyFolder
     from genkd.provenance.passphrase import find_passphrase
 
     folder = KeyFolder(settings.keys)
-    folder.profile()
+    old = folder.profile()
     passphrase = find_passphrase(settings.key_password_file, ask=True)
-    old = folder.unlock(passphrase)
     new = folder.prepare_rotation(passphrase, next_folder=next_key_folder)
     if not offline:
         from contracts.registry_access import registry_of
 
-        _rotate_on_chain(registry_of(settings, old), old, new)
+        client = registry_of(settings, new)
+        if not client.state.rpc.quantity("eth_getBalance", new.address, "latest"):
+            client = registry_of(settings, folder.unlock(passphrase, old.node))
+        _rotate_on_chain(client, old.node, new)
     folder.switch_to(new.address)
-    rows = {"was": old.address} | _profile_rows(new.profile, folder)
+    rows = {"was": old.node} | _profile_rows(new.profile, folder)
     rows["account"] = f"{new.address} pays from now on: send it some ether"
-    return Answer({"old": old.address} | _profile_json(new.profile, folder), columns(rows))
+    return Answer({"old": old.node} | _profile_json(new.profile, folder), columns(rows))
 
 
-def _rotate_on_chain(client: RegistryClient, old: NodeKeys, new: NodeKeys) -> None:
+def _rotate_on_chain(client: RegistryClient, old_address: str, new: NodeKeys) -> None:
     from genkd.provenance.record import Rotation
 
     rotation = Rotation(
-        old.address,
+        old_address,
         new.address,
         new.profile.message.next_key_hash,
         new.profile.profile_hash(),

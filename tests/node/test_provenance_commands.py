@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from contracts.development_chain import fund
 from genkd.provenance.keys import KeyFolder
 from node.cli import main
 
@@ -150,12 +151,26 @@ def test_rotation_puts_the_next_key_in_force_on_the_chain_and_here(
     release: Path, run: Path, genkd: Callable[..., Ran], federation: Federation
 ) -> None:
     old = genkd("keys", "show").data["node"]
+    federation.pass_time(2)  # what was recorded in the second of the rotation counts as after it
     rotated = genkd("keys", "rotate")
     assert rotated.code == 0
     new = rotated.data["node"]
     assert genkd("keys", "show").data["node"] == new != old
     assert federation.state.node(new).identity == old
     assert genkd("verify", str(release)).code == 0, "what the old key made stays valid"
+
+
+def test_rotation_works_without_the_old_key_once_the_new_account_can_pay(
+    node: Path, genkd: Callable[..., Ran], federation: Federation, key_folder: KeyFolder
+) -> None:
+    old = genkd("keys", "show").data["node"]
+    (key_folder.path / old / "ethereum.json").unlink()  # lost
+    (following,) = (path.stem for path in key_folder.next_folder.iterdir())
+    assert genkd("keys", "rotate").code == 7
+    fund(federation.rpc_url, following)
+    rotated = genkd("keys", "rotate")
+    assert (rotated.code, rotated.data["node"]) == (0, following)
+    assert federation.state.node(following).identity == old
 
 
 def test_rotation_refused_by_the_chain_changes_nothing_here(
