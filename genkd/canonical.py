@@ -10,11 +10,16 @@ every JSON implementation reads exactly (RFC 8259, section 6).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import NoReturn
 
 MAX_INTEGER = 2**53 - 1
 MAX_DEPTH = 32
+# Strings, whose brackets do not count, and what lies between brackets.
+NO_BRACKETS = re.compile(r'(?:[^\[\]{}"]++|"(?:[^"\\]++|\\.)*+"|")++', re.DOTALL)
+DEPTH_STEP = {"[": 1, "{": 1, "]": -1, "}": -1}
 
 
 def canonical_json(value: object) -> bytes:
@@ -64,20 +69,30 @@ def parse_json(data: bytes | str, *, allow_floats: bool = False) -> object:
     """
     try:
         text = data if isinstance(data, str) else data.decode("utf-8")
+        _require_shallow(text)
         value = json.loads(
             text,
             object_pairs_hook=_unique,
             parse_constant=_refuse_number,
             parse_float=float if allow_floats else _refuse_number,
         )
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start}") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON at character {error.pos}") from error
     result: object = value  # json gives Any; `object` makes callers look
     return result
+
+
+def _require_shallow(text: str) -> None:
+    """Refuse text nested deeper than `MAX_DEPTH` before the parser sees it.
+
+    Python's parser recurses in C: where a library has raised the recursion limit, as some do when
+    they are imported, deep text does not raise an error but ends the process.
+    """
+    steps = map(DEPTH_STEP.__getitem__, NO_BRACKETS.sub("", text))
+    if max(accumulate(steps), default=0) > MAX_DEPTH:
+        raise ValueError(f"nested too deeply: more than {MAX_DEPTH} levels")
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

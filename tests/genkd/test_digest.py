@@ -3,6 +3,7 @@
 import hashlib
 import json
 import struct
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,32 @@ def test_canonical_json_parses_back_to_the_same_value(value: object) -> None:
     data = canonical_json(value)
     assert parse_json(data) == value
     assert canonical_json(parse_json(data)) == data
+
+
+@pytest.mark.parametrize("text", ["[" * 10**6, '{"a":' * 10**5, "[" * 33 + "]" * 33])
+def test_deep_json_does_not_end_the_process_whatever_the_recursion_limit(text: str) -> None:
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(100_000)  # as Ethereum's Python libraries do when they are imported
+    try:
+        with pytest.raises(ValueError, match="nested too deeply"):
+            parse_json(text)
+    finally:
+        sys.setrecursionlimit(before)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('["' + "[" * 99 + '"]', ["[" * 99]),
+        (r'["\"[{{{{"]', ['"[{{{{']),
+        (r'["\\","["]', ["\\", "["]),
+        ("[" * 32 + "]" * 32, None),
+    ],
+    ids=["brackets", "quote", "backslash", "at the limit"],
+)
+def test_brackets_in_texts_are_not_depth(text: str, value: object) -> None:
+    parsed = parse_json(text)
+    assert value is None or parsed == value
 
 
 @pytest.mark.parametrize(
