@@ -25,7 +25,13 @@ from torch import Tensor, nn
 from genkd import __version__
 from genkd.bank import SynthesisBank, as_images
 from genkd.card import InputCard, ModelCard, ModelSpec, card_to_json
-from genkd.cost import device_name, is_out_of_memory, measure_cost, peak_memory_bytes
+from genkd.cost import (
+    device_name,
+    evaluation_mode,
+    is_out_of_memory,
+    measure_cost,
+    peak_memory_bytes,
+)
 from genkd.device import Device, choose_device
 from genkd.digest import sha256_bytes
 from genkd.errors import ConfigurationError, InputFileRefused, ResourceExhausted, UsageError
@@ -88,6 +94,21 @@ class _Normalised(nn.Module):
         return logits
 
 
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Memory that runs out where no smaller batch would help."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ResourceExhausted(
+            "memory ran out",
+            hint="close other programs and repeat the same command: it resumes",
+        ) from error
+
+
+@_memory_errors()
 def distill(
     *,
     teacher: str | Path,
@@ -165,7 +186,7 @@ def distill(
         "recipe": dataclasses.asdict(chosen),
         "version": __version__,
     }
-    with _memory_errors(), RunDirectory.open(out, configuration, fresh=fresh) as run:
+    with RunDirectory.open(out, configuration, fresh=fresh) as run:
         loaded.to(where.torch, memory_format=torch.channels_last)  # type: ignore[call-overload]
         model = _Normalised(network, card.input)
         model.to(where.torch, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -199,6 +220,7 @@ def _student_network(
     """A fresh network, or one with the weights of an earlier student; and that file's digest."""
     random = torch.Generator().manual_seed(seed)
     network = build_model(card.spec, generator=random)
+    _try_out(network, card)
     if init_student is None:
         return network, None
     earlier = load_student(init_student)
@@ -212,24 +234,27 @@ def _student_network(
     return network, earlier.sha256
 
 
+def _try_out(network: nn.Module, card: ModelCard) -> None:
+    """Pass two black images, so that a student too deep for them fails before any training."""
+    image = card.input
+    try:
+        with torch.no_grad(), evaluation_mode(network):
+            network(torch.zeros(2, image.channels, image.height, image.width))
+    except Exception as error:  # libraries' networks assert and raise whatever they like
+        if is_out_of_memory(error):
+            raise
+        reason = str(error).partition("\n")[0][:200]
+        raise UsageError(
+            f"a student {card.spec.architecture} cannot take images of "
+            f"{image.channels}x{image.height}x{image.width}: {reason}",
+            hint="choose another --student, for example resnet8-half",
+        ) from error
+
+
 def _describe(spec: ModelSpec) -> str:
     return (
         f"{spec.architecture} of {spec.num_classes} classes and {spec.in_channels} input channel(s)"
     )
-
-
-@contextmanager
-def _memory_errors() -> Iterator[None]:
-    """Memory that runs out where no smaller batch would help."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise ResourceExhausted(
-            "memory ran out",
-            hint="close other programs and repeat the same command: it resumes",
-        ) from error
 
 
 def _write_results(

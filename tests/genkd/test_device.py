@@ -27,7 +27,7 @@ def cpuinfo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[CpuInfo
     """Let the machine's processor be what a text says."""
     file = tmp_path / "cpuinfo"
     monkeypatch.setattr(device_module, "Path", lambda _: file)
-    monkeypatch.setattr(device_module.platform, "system", lambda: "Linux")
+    monkeypatch.setattr("genkd.device.platform.system", lambda: "Linux")
 
     def say(text: str) -> None:
         device_module._processor_multiplies_bf16.cache_clear()

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -151,10 +152,12 @@ def test_the_policy_gradient_draws_the_prior_towards_the_reward(estimator: str) 
     ids=["equal rewards", "no weight", "below the floor"],
 )
 def test_where_the_policy_gradient_must_rest_only_the_likelihood_acts(
-    estimator: str, keys: dict[str, float], reward_of: Rewards
+    estimator: str, keys: dict[str, Any], reward_of: Rewards
 ) -> None:
     after, ratios = [], []
-    for more, rewards in ((keys, reward_of), ({}, None), ({}, first_coordinate)):
+    cases: list[tuple[dict[str, Any], Rewards | None]]
+    cases = [(keys, reward_of), ({}, None), ({}, first_coordinate)]
+    for more, rewards in cases:
         prior = prior_of(policy_gradient=estimator, **more)
         _, figures = learn(prior, torch.Generator().manual_seed(1), rewards, rounds=3)
         after.append(parameters(prior))

@@ -51,7 +51,7 @@ def pupil(teacher: Teacher) -> nn.Module:
     with torch.no_grad():
         for value in student.parameters():
             noise = torch.randn(value.shape, generator=random).to(value.device)
-            value += 0.1 * value.std(correction=0) * noise
+            value.add_(0.1 * value.std(correction=0) * noise)
     return student.requires_grad_(True).eval()
 
 
@@ -193,7 +193,7 @@ def test_the_adversarial_gradient_reaches_the_generator_and_nobody_else(
     student = pupil(teacher)
     before = snapshot(teacher), snapshot(student)
     # Nothing but the adversarial term: whatever reaches the generator comes from it.
-    keys = {"statistics_weight": 0.0, "label_loss_weight": 0.0, "energy": False}
+    keys: dict[str, Any] = {"statistics_weight": 0.0, "label_loss_weight": 0.0, "energy": False}
     synthesiser = synthesiser_of(teacher, device, **keys)
     synthesiser.synthesise(student, steer=True)
     gradients = [value.grad for value in synthesiser.generator.parameters()]
@@ -246,7 +246,7 @@ def test_the_student_can_learn_again_after_a_round_that_failed(teacher: Teacher)
     ids=["acting", "no weight", "warm-up"],
 )
 def test_the_generator_hears_of_the_student_by_the_adversarial_term_only(
-    teacher: Teacher, keys: dict[str, float], steer: bool, matters: bool
+    teacher: Teacher, keys: dict[str, Any], steer: bool, matters: bool
 ) -> None:
     student = pupil(teacher)
     loud = copy.deepcopy(student)
@@ -264,7 +264,11 @@ def test_the_generator_hears_of_the_student_by_the_adversarial_term_only(
 def test_the_adversarial_term_seeks_what_the_student_does_not_know(teacher: Teacher) -> None:
     student, reached = pupil(teacher), []
     for weight in (1e-9, 20.0):
-        keys = {"adversarial_weight": weight, "energy": False, "generator_steps": 15}
+        keys: dict[str, Any] = {
+            "adversarial_weight": weight,
+            "energy": False,
+            "generator_steps": 15,
+        }
         batch = synthesiser_of(teacher, **keys).synthesise(student, steer=True)
         reached.append(float(batch.losses["adversarial"]))
     assert reached[1] > 2 * reached[0], reached
@@ -272,7 +276,7 @@ def test_the_adversarial_term_seeks_what_the_student_does_not_know(teacher: Teac
 
 @pytest.mark.parametrize("key", ["statistics_weight", "label_loss_weight"])
 def test_the_generator_follows_the_teacher(teacher: Teacher, key: str) -> None:
-    keys: dict[str, float] = {"statistics_weight": 0.0, "label_loss_weight": 0.0, key: 1.0}
+    keys: dict[str, Any] = {"statistics_weight": 0.0, "label_loss_weight": 0.0, key: 1.0}
     synthesiser = synthesiser_of(teacher, energy=False, generator_steps=1, **keys)
     name = {"statistics_weight": "statistics", "label_loss_weight": "label"}[key]
     proposal = synthesiser._propose()
@@ -285,7 +289,11 @@ def test_the_generator_follows_the_teacher(teacher: Teacher, key: str) -> None:
 def test_smoothness_makes_smoother_images(teacher: Teacher) -> None:
     variation = []
     for weight in (0.0, 50.0):
-        keys = {"statistics_weight": 0.0, "label_loss_weight": 0.0, "smoothness_weight": weight}
+        keys: dict[str, Any] = {
+            "statistics_weight": 0.0,
+            "label_loss_weight": 0.0,
+            "smoothness_weight": weight,
+        }
         synthesiser = synthesiser_of(teacher, energy=False, generator_steps=10, **keys)
         synthesiser.synthesise(pupil(teacher), steer=False)
         with torch.no_grad():
@@ -298,7 +306,7 @@ def test_smoothness_makes_smoother_images(teacher: Teacher) -> None:
 # -- the energy's signals --------------------------------------------------------------------------
 
 
-def energies(teacher: Teacher, *, steered: bool, **keys: object) -> tuple[nn.Module, State]:
+def energies(teacher: Teacher, *, steered: bool, **keys: Any) -> tuple[nn.Module, State]:
     """The energy after a round that differs in nothing but the policy gradient, and its figures."""
     synthesiser = synthesiser_of(teacher, adversarial_weight=0.0, **keys)
     batch = synthesiser.synthesise(pupil(teacher), steer=steered)
