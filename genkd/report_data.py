@@ -6,7 +6,6 @@ fails for a file that is missing or broken; `RunRecords.problems` tells of the b
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genkd.array_files import read_arrays, reason
+from genkd.canonical import parse_json
 from genkd.errors import InputFileRefused
 from genkd.json_values import flat
 from genkd.report_figures import number
@@ -123,10 +123,10 @@ def _read_record(path: Path, name: str, problems: list[str]) -> Record:
     try:
         if path.stat().st_size > MAX_RECORD_BYTES:
             raise ValueError("it is too large")
-        value = json.loads(path.read_bytes())
+        value = parse_json(path.read_bytes(), allow_floats=True)
         if not isinstance(value, dict) or not _is_shallow(value):
             raise ValueError("it does not hold a plain object")
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         problems.append(f"{name} cannot be read: {reason(error)}")
         return {}
     return value
@@ -144,8 +144,8 @@ def _read_events(path: Path, problems: list[str]) -> Iterator[Record]:
                     problems.append("events.jsonl is too large: its end was not read")
                     break
                 try:
-                    event = json.loads(line)
-                except (ValueError, RecursionError):
+                    event = parse_json(line, allow_floats=True)
+                except ValueError:
                     unread += line.endswith(b"\n")
                     continue
                 if isinstance(event, dict) and _is_shallow(event):

@@ -24,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from genkd.canonical import parse_json
 from genkd.durable import TEMPORARY_PREFIX, atomic_write, unwritable
 from genkd.errors import ConfigurationError, InputFileRefused
 from genkd.event_log import EVENTS_FILE, TENSORBOARD_FOLDER, EventLog, Mark, delete_tensorboard
@@ -267,10 +268,10 @@ def _delete_temporaries(path: Path) -> None:
 def _read_configuration(path: Path) -> dict[str, object] | None:
     file = path / CONFIGURATION_FILE
     try:
-        known = json.loads(file.read_bytes())
+        known = parse_json(file.read_bytes(), allow_floats=True)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise InputFileRefused(
             f"{file} cannot be read: {error}",
             hint="start anew with --fresh, or choose another --out",
