@@ -20,14 +20,13 @@ import contextlib
 import fcntl
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genkd import __version__
-from genkd.canonical import parse_json
-from genkd.digest import sha256_bytes, tensor_root
+from genkd.digest import tensor_root
 from genkd.durable import TEMPORARY_PREFIX, unwritable
 from genkd.errors import ConfigurationError, InputFileRefused, KeyOrSignatureError
 from genkd.provenance.draft import Draft, build_release
@@ -36,21 +35,16 @@ from genkd.provenance.node_keys import NodeKeys
 from genkd.provenance.receipt import Inclusion, Receipt
 from genkd.provenance.record import TeacherMessage, commit_to_teacher, parents_root
 from genkd.provenance.release import (
-    SIZE_LIMITS,
-    read_bounded,
     read_receipt,
     replace_receipt,
 )
-from genkd.provenance.statement import STUDENT_NAME, RecipeValue, decimal_string
-from genkd.provenance.typed_data import MAX_SAFE_INTEGER, Domain, to_hex
+from genkd.provenance.typed_data import Domain, to_hex
 from genkd.run_directory import LOCK_FILE, RELEASE_FOLDER
+from node.finished_run import FinishedRun, read_finished_run
 
 if TYPE_CHECKING:
     from contracts.registry import RegistryClient
 
-RESULT_FILE = "result.json"
-EVALUATION_FILE = "evaluation.json"
-MAX_RESULT_BYTES = 2**24
 # How long a signed record may still be put on the chain. Long enough for a coordinator's round,
 # short enough that a record nobody sent does not turn up years later.
 SECONDS_TO_DEADLINE = 30 * 24 * 3600
@@ -86,23 +80,6 @@ class Published:
 
     release: Path
     receipt: Receipt
-
-
-@dataclass(frozen=True)
-class FinishedRun:
-    """What a run directory says of its student.
-
-    Attributes:
-        student: The model file's bytes.
-        teacher_sha256: 32 bytes.
-        recipe: The settings of the distillation, as a provenance statement holds them.
-        evaluation: Figures, decimal strings.
-    """
-
-    student: bytes
-    teacher_sha256: bytes
-    recipe: Mapping[str, RecipeValue]
-    evaluation: Mapping[str, str]
 
 
 def publish(
@@ -154,76 +131,7 @@ def publish(
         return Published(path, receipt)
 
 
-# ------------------------------------------------------------------ the run
-
-
-def read_finished_run(run: Path) -> FinishedRun:
-    """Read what a distillation left.
-
-    Raises:
-        ConfigurationError: If it is not finished.
-        InputFileRefused: If a file is damaged, or the student is not the run's.
-    """
-    if not (run / RESULT_FILE).exists() or not (run / STUDENT_NAME).exists():
-        raise ConfigurationError(
-            f"{run} holds no finished run",
-            hint="repeat its distill command to finish it, or name another run directory",
-        )
-    result = _read_json(run / RESULT_FILE)
-    student = read_bounded(run / STUDENT_NAME, SIZE_LIMITS[STUDENT_NAME])
-    try:
-        teacher_sha256 = bytes.fromhex(result["teacher"]["sha256"])  # type: ignore[index]
-        student_sha256 = result["student"]["sha256"]  # type: ignore[index]
-        recipe = dict(result["recipe"])  # type: ignore[call-overload]
-    except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(run / RESULT_FILE) from error
-    if len(teacher_sha256) != 32:
-        raise _damaged(run / RESULT_FILE)
-    if sha256_bytes(student) != student_sha256:
-        raise InputFileRefused(
-            f"{run / STUDENT_NAME} is not the student that {RESULT_FILE} tells of",
-            hint="distil again with --fresh; what is published must be what the run made",
-        )
-    recipe["seed"] = result.get("seed")
-    evaluation = run / EVALUATION_FILE
-    figures = _read_json(evaluation) if evaluation.exists() else {}
-    return FinishedRun(
-        student,
-        teacher_sha256,
-        {name: _setting(value) for name, value in recipe.items()},
-        {
-            name: decimal_string(value)
-            for name, value in figures.items()
-            if isinstance(value, float)
-        },
-    )
-
-
-def _setting(value: object) -> RecipeValue:
-    """A value of a recipe as a statement holds it: no fractions, no long integers."""
-    if isinstance(value, float):
-        return decimal_string(value)
-    if value is None or (isinstance(value, int) and abs(value) <= MAX_SAFE_INTEGER):
-        return value
-    return str(value)
-
-
-def _read_json(path: Path) -> dict[str, object]:
-    try:
-        value = parse_json(_read(path), allow_floats=True)
-    except ValueError as error:
-        raise _damaged(path) from error
-    if not isinstance(value, dict):
-        raise _damaged(path)
-    return value
-
-
-def _read(path: Path) -> bytes:
-    return read_bounded(path, MAX_RESULT_BYTES)
-
-
-def _damaged(path: Path) -> InputFileRefused:
-    return InputFileRefused(f"{path} is damaged", hint="distil again with --fresh")
+# ------------------------------------------------------------------ the run directory
 
 
 def _delete_temporaries(folder: Path) -> None:
