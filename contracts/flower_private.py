@@ -1,0 +1,119 @@
+"""The one file that names private modules of Flower.
+
+Flower's public surface (`flwr.app`, `flwr.clientapp`, `flwr.serverapp`, `flwr.simulation`) is
+enough for the apps. It is not enough for a SuperLink with two listeners, for a ServerApp that runs
+in the coordinator's own process, where the keys are, and for an executor that never unpacks what a
+SuperLink sends. What these three need is imported here and nowhere else; flwr is pinned to one
+version, and `tests/contracts/test_flower_private.py` checks every name and signature, so a new
+version either passes or says what moved.
+
+Without private names there is a fallback: stock `flower-superlink`, `flower-supernode` and
+`flwr run`, see CONTRIBUTING.
+"""
+
+from __future__ import annotations
+
+from flwr.common.constant import ErrorCode, Status, SubStatus
+from flwr.common.serde import (
+    context_from_proto,
+    context_to_proto,
+    fab_from_proto,
+    fab_to_proto,
+    run_from_proto,
+)
+from flwr.proto.control_pb2 import (
+    ListNodesRequest,
+    ListNodesResponse,
+    ListRunsRequest,
+    ListRunsResponse,
+    RegisterNodeRequest,
+    RegisterNodeResponse,
+    StartRunRequest,
+    StartRunResponse,
+    StopRunRequest,
+    StopRunResponse,
+    UnregisterNodeRequest,
+    UnregisterNodeResponse,
+)
+from flwr.proto.runtime_pb2 import (
+    AcquireTaskRequest,
+    AcquireTaskResponse,
+    PullTaskInputRequest,
+    PullTaskInputResponse,
+    PushTaskOutputRequest,
+    PushTaskOutputResponse,
+)
+from flwr.supercore.constant import TaskType
+from flwr.supercore.control.control_http_client import ControlHttpClient
+from flwr.supercore.fab import Fab
+from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
+from flwr.supercore.retry import RetryInvoker, exponential, make_simple_http_retry_invoker
+from flwr.supercore.run import Run
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
+from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
+from flwr.superlink.config_loader import SuperLinkLifespanConfig
+from flwr.superlink.grid.http_grid import HttpGrid
+from flwr.superlink.main import create_app
+from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+
+# The one call of a SuperLink's Runtime API that the shared secret of its executors protects.
+ACQUIRE_TASK = "/flwr.proto.Runtime/AcquireTask"
+
+__all__ = [
+    "ACQUIRE_TASK",
+    "AcquireTaskRequest",
+    "AcquireTaskResponse",
+    "ControlHttpClient",
+    "ErrorCode",
+    "Fab",
+    "HeartbeatSender",
+    "HttpGrid",
+    "ListNodesRequest",
+    "ListNodesResponse",
+    "ListRunsRequest",
+    "ListRunsResponse",
+    "NoOpControlAuthnPlugin",
+    "PullTaskInputRequest",
+    "PullTaskInputResponse",
+    "PushTaskOutputRequest",
+    "PushTaskOutputResponse",
+    "RegisterNodeRequest",
+    "RegisterNodeResponse",
+    "RetryInvoker",
+    "Run",
+    "RuntimeHttpClient",
+    "RuntimeTokenHttpInterceptor",
+    "RuntimeVersionHttpInterceptor",
+    "StartRunRequest",
+    "StartRunResponse",
+    "Status",
+    "StopRunRequest",
+    "StopRunResponse",
+    "SubStatus",
+    "SuperExecAuthHttpInterceptor",
+    "SuperLinkLifespan",
+    "SuperLinkLifespanConfig",
+    "TaskIdentity",
+    "TaskType",
+    "UnregisterNodeRequest",
+    "UnregisterNodeResponse",
+    "context_from_proto",
+    "context_to_proto",
+    "create_app",
+    "exponential",
+    "fab_from_proto",
+    "fab_to_proto",
+    "make_simple_http_retry_invoker",
+    "make_task_heartbeat_fn_http",
+    "pull_task_input",
+    "push_message",
+    "push_task_output",
+    "run_from_proto",
+]
