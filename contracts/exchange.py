@@ -1,0 +1,365 @@
+"""The two conversations between a coordinator and its nodes, as Flower messages.
+
+    message = Message(CollectRequest(run_id, 1, known=()).to_record(), node_id, COLLECT)
+    reply = CollectReply.from_record(answer.content)
+
+A coordinator **collects** a node's finished release and later **shares** the merged one. Nothing
+else is ever said over Flower: nodes distil on their own schedule and record their students
+themselves.
+
+The files of a release travel as Flower arrays of plain bytes, which it sends byte for byte and in
+chunks; the same bytes in a `ConfigRecord` take it minutes and gigabytes. What controls the
+conversation is canonical JSON of at most 64 KiB. `from_record` believes nothing: whatever is not
+exactly what `to_record` writes is refused. That a message is well-formed says nothing about the
+release in it, which is verified by its signatures (`genkd.provenance`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import ClassVar, Final
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from contracts.acknowledgement import MAX_ACKNOWLEDGEMENT_BYTES, SignedAcknowledgement
+from genkd.canonical import canonical_json, parse_json
+from genkd.errors import InputFileRefused
+from genkd.provenance.receipt import MAX_RECEIPT_BYTES, Receipt
+from genkd.provenance.release import SIZE_LIMITS
+from genkd.provenance.statement import MAX_PARENTS
+from genkd.provenance.typed_data import parse_address, parse_bytes32, to_hex
+
+PROTOCOL: Final = 1
+COLLECT: Final = "query.collect"
+SHARE: Final = "query.share"
+
+MAX_CONTROL_BYTES = 64 * 1024
+MAX_KNOWN = 800  # record ids in one request: what 64 KiB hold
+MAX_REASON = 300  # characters
+MAX_PARENTS_BYTES = 2**26  # 10,000 receipts, each with its Merkle proof
+
+CONTROL, RELEASE, RECEIPTS = "control", "release", "receipts"
+OWN, PARENTS, ACKNOWLEDGEMENT = "own", "parents", "acknowledgement"
+RECEIPT_LIMITS: Mapping[str, int] = {
+    OWN: MAX_RECEIPT_BYTES,
+    PARENTS: MAX_PARENTS_BYTES,
+    ACKNOWLEDGEMENT: MAX_ACKNOWLEDGEMENT_BYTES,
+}
+DTYPE, STYPE = "uint8", "bytes"
+
+
+def one_line(reason: str) -> str:
+    """`reason` as it may travel: printable, at most `MAX_REASON` characters."""
+    text = "".join(c if c.isprintable() else " " for c in reason).strip()
+    return text if len(text) <= MAX_REASON else f"{text[: MAX_REASON - 1]}…"
+
+
+@dataclass(frozen=True)
+class CollectRequest:
+    """A coordinator asks a node for its release of a round.
+
+    Attributes:
+        run_id: The run, 32 bytes.
+        round: The round, 0 to 2^32 - 1.
+        known: Record ids of releases of this node that the coordinator holds already; they are not
+            sent again. At most `MAX_KNOWN`.
+
+    Raises:
+        InputFileRefused: If a value does not fit.
+    """
+
+    KIND: ClassVar[str] = "collect"
+    run_id: bytes
+    round: int
+    known: tuple[bytes, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_place(self.run_id, self.round)
+        if len(self.known) > MAX_KNOWN or any(len(one) != 32 for one in self.known):
+            raise _refused(f"it names more than {MAX_KNOWN} known releases, or none of 32 bytes")
+
+    def to_record(self) -> RecordDict:
+        """The content of a message of type `COLLECT`."""
+        control = {**_place(self.run_id, self.round), "known": [to_hex(k) for k in self.known]}
+        return _record(self.KIND, control)
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> CollectRequest:
+        """The inverse of `to_record`.
+
+        Raises:
+            InputFileRefused: If it is anything else.
+        """
+        control = _control(record, cls.KIND, {"run", "round", "known"})
+        known = control["known"]
+        if not isinstance(known, list) or len(known) > MAX_KNOWN:
+            raise _refused(f"it does not name at most {MAX_KNOWN} known releases")
+        return cls(*_parse_place(control), tuple(parse_bytes32(one) for one in known))
+
+
+@dataclass(frozen=True)
+class CollectReply:
+    """A node's answer: its release, or why there is none.
+
+    Attributes:
+        node: The address the node goes by. Its release says it with a signature.
+        files: The four files by name; None if there is none to send.
+        reason: Why there is none, one line; empty if there is one.
+
+    Raises:
+        InputFileRefused: If a value does not fit.
+    """
+
+    KIND: ClassVar[str] = "collected"
+    node: str
+    files: Mapping[str, bytes] | None = field(repr=False)
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if parse_address(self.node) != self.node:
+            raise _refused("its node is not an address in checksum form")
+        object.__setattr__(self, "reason", one_line(self.reason))
+        if (self.files is None) == (self.reason == ""):
+            raise _refused("it holds either a release or a reason")
+        if self.files is not None:
+            object.__setattr__(self, "files", _checked_files(self.files))
+
+    def to_record(self) -> RecordDict:
+        """The content of the reply to a message of type `COLLECT`."""
+        return _record(self.KIND, {"node": self.node, "reason": self.reason}, release=self.files)
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> CollectReply:
+        """The inverse of `to_record`.
+
+        Raises:
+            InputFileRefused: If it is anything else.
+        """
+        control = _control(record, cls.KIND, {"node", "reason"}, RELEASE)
+        files = _arrays(record, RELEASE, SIZE_LIMITS)
+        return cls(parse_address(control["node"]), files or None, _parse_reason(control))
+
+
+@dataclass(frozen=True)
+class ShareRequest:
+    """A coordinator hands a node the student that it merged from a round.
+
+    Attributes:
+        run_id: The run, 32 bytes.
+        round: The round whose students were merged, 0 to 2^32 - 1.
+        files: The merged release, four files by name.
+        parents: The receipts of the releases it was merged from, by record id.
+        receipt: The receipt of the node's own release in that round, with its Merkle proof; None
+            if it had none.
+        acknowledgement: The coordinator's signed word that it got the node's release
+            (`contracts.acknowledgement`, canonical JSON); None if it got none.
+
+    Raises:
+        InputFileRefused: If a value does not fit.
+    """
+
+    KIND: ClassVar[str] = "share"
+    run_id: bytes
+    round: int
+    files: Mapping[str, bytes] = field(repr=False)
+    parents: Mapping[bytes, bytes] = field(repr=False)
+    receipt: bytes | None = field(default=None, repr=False)
+    acknowledgement: bytes | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        _check_place(self.run_id, self.round)
+        object.__setattr__(self, "files", _checked_files(self.files))
+        if len(self.parents) > MAX_PARENTS:
+            raise _refused(f"it names more than {MAX_PARENTS} parents")
+        for record_id, data in self.parents.items():
+            if Receipt.from_bytes(data).record_id() != record_id:
+                raise _refused("the receipt of a parent is another's")
+        if self.receipt is not None:
+            Receipt.from_bytes(self.receipt)
+        if self.acknowledgement is not None:
+            SignedAcknowledgement.from_bytes(self.acknowledgement)
+        object.__setattr__(self, "parents", MappingProxyType(dict(sorted(self.parents.items()))))
+
+    def to_record(self) -> RecordDict:
+        """The content of a message of type `SHARE`."""
+        # A receipt is canonical JSON, in which no line ends.
+        parts = {
+            OWN: self.receipt,
+            PARENTS: b"\n".join(self.parents.values()),
+            ACKNOWLEDGEMENT: self.acknowledgement,
+        }
+        return _record(
+            self.KIND,
+            _place(self.run_id, self.round),
+            release=self.files,
+            receipts={name: data for name, data in parts.items() if data},
+        )
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> ShareRequest:
+        """The inverse of `to_record`.
+
+        Raises:
+            InputFileRefused: If it is anything else.
+        """
+        control = _control(record, cls.KIND, {"run", "round"}, RELEASE, RECEIPTS)
+        files = _arrays(record, RELEASE, SIZE_LIMITS)
+        receipts = _arrays(record, RECEIPTS, RECEIPT_LIMITS)
+        return cls(
+            *_parse_place(control),
+            files,
+            _parse_parents(receipts.get(PARENTS, b"")),
+            receipts.get(OWN),
+            receipts.get(ACKNOWLEDGEMENT),
+        )
+
+
+@dataclass(frozen=True)
+class ShareReply:
+    """Whether a node keeps the merged student, and if not, why.
+
+    Attributes:
+        kept: Whether it verified and lies on the node's disk.
+        reason: Why not, one line; empty if it is kept.
+
+    Raises:
+        InputFileRefused: If a value does not fit.
+    """
+
+    KIND: ClassVar[str] = "shared"
+    kept: bool
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", one_line(self.reason))
+        if self.kept == bool(self.reason):
+            raise _refused("it is kept, or there is a reason")
+
+    def to_record(self) -> RecordDict:
+        """The content of the reply to a message of type `SHARE`."""
+        return _record(self.KIND, {"kept": self.kept, "reason": self.reason})
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> ShareReply:
+        """The inverse of `to_record`.
+
+        Raises:
+            InputFileRefused: If it is anything else.
+        """
+        control = _control(record, cls.KIND, {"kept", "reason"})
+        if not isinstance(control["kept"], bool):
+            raise _refused("whether it is kept is not said")
+        return cls(control["kept"], _parse_reason(control))
+
+
+# ------------------------------------------------------------------ writing
+
+
+def _place(run_id: bytes, round_number: int) -> dict[str, object]:
+    return {"run": to_hex(run_id), "round": round_number}
+
+
+def _record(
+    kind: str,
+    control: Mapping[str, object],
+    release: Mapping[str, bytes] | None = None,
+    receipts: Mapping[str, bytes] | None = None,
+) -> RecordDict:
+    data = canonical_json({"v": PROTOCOL, "kind": kind, **control})
+    record = RecordDict({CONTROL: ConfigRecord({"json": data})})
+    for name, files in ((RELEASE, release), (RECEIPTS, receipts)):
+        if files:
+            arrays = {key: Array(DTYPE, (len(one),), STYPE, one) for key, one in files.items()}
+            record[name] = ArrayRecord(arrays)
+    return record
+
+
+# ------------------------------------------------------------------ reading
+
+
+def _control(record: RecordDict, kind: str, members: set[str], *arrays: str) -> dict[str, object]:
+    """What a message says, with exactly the members of its kind; `arrays` may stand beside."""
+    if not {CONTROL} <= set(record) <= {CONTROL, *arrays}:
+        raise _refused("it does not hold exactly the expected records")
+    config = record[CONTROL]
+    data = config.get("json") if isinstance(config, ConfigRecord) and len(config) == 1 else None
+    if not isinstance(data, bytes) or len(data) > MAX_CONTROL_BYTES:
+        raise _refused(f"its control record is not JSON of at most {MAX_CONTROL_BYTES} bytes")
+    try:
+        value = parse_json(data)
+        canonical = canonical_json(value)
+    except ValueError as error:
+        raise _refused(f"its control record is {error}") from error
+    if not isinstance(value, dict) or canonical != data:
+        raise _refused("its control record is not canonical JSON")
+    if type(value.get("v")) is not int or value["v"] != PROTOCOL:
+        raise InputFileRefused(
+            f"a message is not of protocol {PROTOCOL}",
+            hint="coordinator and nodes need versions of this program that fit",
+        )
+    if value.get("kind") != kind or set(value) != {"v", "kind", *members}:
+        raise _refused(f"it is no message of the kind {kind}, or has other members")
+    return value
+
+
+def _arrays(record: RecordDict, name: str, limits: Mapping[str, int]) -> dict[str, bytes]:
+    """The bytes in an array record, each within its limit; empty if there is no such record."""
+    if name not in record:
+        return {}
+    arrays = record[name]
+    if not isinstance(arrays, ArrayRecord) or not arrays or not set(arrays) <= set(limits):
+        raise _refused(f"its {name} does not hold exactly the expected files")
+    for key, array in arrays.items():
+        said = (array.dtype, tuple(array.shape), array.stype)
+        if not isinstance(array.data, bytes) or said != (DTYPE, (len(array.data),), STYPE):
+            raise _refused(f"its {key} does not travel as bytes")
+        if not 0 < len(array.data) <= limits[key]:
+            raise _refused(f"its {key} is empty, or larger than {limits[key]} bytes")
+    return {key: array.data for key, array in arrays.items()}
+
+
+def _checked_files(files: Mapping[str, bytes]) -> Mapping[str, bytes]:
+    if set(files) != set(SIZE_LIMITS):
+        raise _refused("it does not hold exactly the four files of a release")
+    if not all(0 < len(files[name]) <= limit for name, limit in SIZE_LIMITS.items()):
+        raise _refused("a file of its release is empty or too large")
+    return MappingProxyType({name: files[name] for name in SIZE_LIMITS})
+
+
+def _check_place(run_id: bytes, round_number: int) -> None:
+    if len(run_id) != 32 or not 0 <= round_number < 2**32:
+        raise _refused("its run or its round is out of range")
+
+
+def _parse_place(control: Mapping[str, object]) -> tuple[bytes, int]:
+    round_number = control["round"]
+    if type(round_number) is not int:
+        raise _refused("its round is not a number")
+    return parse_bytes32(control["run"]), round_number
+
+
+def _parse_reason(control: Mapping[str, object]) -> str:
+    reason = control["reason"]
+    if not isinstance(reason, str) or one_line(reason) != reason:
+        raise _refused(f"its reason is not one printable line of {MAX_REASON} characters")
+    return reason
+
+
+def _parse_parents(data: bytes) -> dict[bytes, bytes]:
+    """The receipts, one a line, by the record ids they are of."""
+    lines = data.split(b"\n", MAX_PARENTS) if data else []
+    if len(lines) > MAX_PARENTS:
+        raise _refused(f"it names more than {MAX_PARENTS} parents")
+    parents = {Receipt.from_bytes(line).record_id(): line for line in lines}
+    if list(parents) != sorted(parents) or len(parents) != len(lines):
+        raise _refused("the receipts of its parents are not sorted, or one stands twice")
+    return parents
+
+
+def _refused(reason: str) -> InputFileRefused:
+    return InputFileRefused(
+        f"a message of the federation is refused: {reason}",
+        hint="the other side runs another version of this program, or is hostile",
+    )
