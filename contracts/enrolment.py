@@ -36,7 +36,6 @@ PROTOCOL: Final = 1
 MAX_CARD_BYTES: Final = 64 * 1024
 MAX_REQUEST_BYTES: Final = 16 * 1024
 MAX_ANSWER_BYTES: Final = 4 * 1024
-MAX_AUTHORITY_BYTES: Final = 16 * 1024
 MAX_RUNS, MAX_RUN_CHARACTERS = 128, 200
 MAX_URL_CHARACTERS, MAX_REASON_CHARACTERS = 2048, 300
 MAX_CONFIRMATIONS = 100_000
@@ -276,7 +275,7 @@ class JoinAnswer:
         if state != "pending" and state != "admitted" and state != "refused":
             raise _bad(what, "its state is none there is")
         answer = cls(
-            state,  # type: ignore[arg-type]
+            state,
             "" if reason == "" else _text(what, "its reason", reason, MAX_REASON_CHARACTERS),
         )
         _require_same(what, answer.to_bytes(), data)
