@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from html import escape
 
 from genkd.provenance.record import StudentRecord
+from genkd.provenance.record_checks import as_time
 from genkd.provenance.typed_data import to_hex
-from genkd.provenance.verification import Parent, Status, Verification
+from genkd.provenance.verification import Parent, ParentReceipt, Status, Verification
 
-# States besides those of `Status`: the registry knows the id but the release is not at hand; or
+# States besides those of `Status`: the registry holds the record but the file is not at hand; or
 # nothing is known; or the student was shown above.
 RECORDED, UNKNOWN, ABOVE = "recorded", "unknown", "above"
 COLOURS = {
@@ -87,13 +88,26 @@ def _of_parent(parent: Parent, shown: set[str]) -> Lineage:
     if parent.verification is not None:
         return _of_release(parent.verification, shown)
     record_id = to_hex(parent.record_id)
+    if parent.receipt is not None:
+        return _of_receipt(record_id, parent.receipt)
     if parent.entry is None:
         return Lineage(record_id, UNKNOWN, "its release is not at hand")
     if parent.entry.revoked or not parent.entry.node_counted:
         state, detail = Status.NOT_VALID.value, "revoked, or its node was not enrolled"
     else:
-        state, detail = RECORDED, f"recorded at {parent.entry.recorded_at}, release not at hand"
+        state, detail = (
+            RECORDED,
+            f"recorded {as_time(parent.entry.recorded_at)}, its file is not at hand",
+        )
     return Lineage(record_id, state, detail, parent.entry.node)
+
+
+def _of_receipt(record_id: str, found: ParentReceipt) -> Lineage:
+    state = RECORDED if found.status is Status.VALID else found.status.value
+    if found.receipt is None:
+        return Lineage(record_id, state, found.detail)
+    record = found.receipt.record
+    return Lineage(record_id, state, found.detail, record.node, record.round)
 
 
 def _label(one: Lineage) -> str:

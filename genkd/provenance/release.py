@@ -48,6 +48,11 @@ def directory_name(record_id: bytes) -> str:
     return f"student-{to_hex(record_id)}"
 
 
+def receipt_file_name(record_id: bytes) -> str:
+    """`student-0x....receipt.json`, the name of a receipt that stands for a release not at hand."""
+    return f"{directory_name(record_id)}.receipt.json"
+
+
 @dataclass(frozen=True)
 class ReleaseFiles:
     """The stored bytes of a release, read once: what is checked is what is returned.

@@ -36,7 +36,7 @@ STUDENT_NAME = "student.safetensors"
 
 MAX_STATEMENT_BYTES = 2**20
 MAX_PARENTS = 10_000
-MAX_ENTRIES = 256
+MAX_ENTRIES = 4096  # a thousand classes with a few figures each; bytes are bounded besides
 NAME = re.compile(r"[A-Za-z0-9_.:@-]{1,80}")
 # Text of a recipe: printable, and nothing that could be a path or a URL of the node.
 TEXT = re.compile(r"[^\x00-\x1f\x7f/\\]{0,200}")
@@ -45,6 +45,15 @@ DECIMAL = re.compile(r"-?(?:0|[1-9][0-9]{0,308})(?:\.[0-9]{1,340})?")
 VERSION = re.compile(r"[0-9A-Za-z.+-]{1,40}")
 
 RecipeValue = str | int | bool | None
+
+# Figures that whoever merges students reads; see `genkd.ensemble`.
+ENERGY_MEAN = "energy.mean"
+ENERGY_DEVIATION = "energy.deviation"
+
+
+def competence_figure(label: int) -> str:
+    """The name of the figure that tells how well a student knows the class at that position."""
+    return f"competence.{label}"
 
 
 def decimal_string(value: float) -> str:
@@ -110,7 +119,11 @@ class Statement:
             _check_figure(name, figure)
 
     def to_bytes(self) -> bytes:
-        """Canonical JSON; what is hashed, signed and stored."""
+        """Canonical JSON; what is hashed, signed and stored.
+
+        Raises:
+            InputFileRefused: If that is larger than anybody reads.
+        """
         teacher = {
             "name": "teacher",
             "digest": {"genkdTeacherCommitment": self.teacher_commitment.hex()},
@@ -121,7 +134,7 @@ class Statement:
             "name": STUDENT_NAME,
             "digest": {"sha256": self.file_hash.hex(), "genkdTensorRoot": self.tensor_root.hex()},
         }
-        return canonical_json(
+        data = canonical_json(
             {
                 "_type": STATEMENT_TYPE,
                 "subject": [subject],
@@ -148,6 +161,9 @@ class Statement:
                 },
             }
         )
+        if len(data) > MAX_STATEMENT_BYTES:
+            raise _bad(f"it is larger than {MAX_STATEMENT_BYTES} bytes")
+        return data
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Statement:

@@ -78,18 +78,43 @@ class Check:
 
 
 @dataclass(frozen=True)
+class ParentReceipt:
+    """What checking a parent's receipt gave, its release not being at hand.
+
+    Attributes:
+        status: Valid if its node signed it and the registry holds it, in order and not revoked.
+        detail: One line: what was found, why it is not valid, or why it could not be checked.
+        receipt: The receipt, once it is found to be the parent's and signed by its node.
+        recorded_at: Unix second at which the registry recorded it; 0 unless valid.
+    """
+
+    status: Status
+    detail: str
+    receipt: Receipt | None = None
+    recorded_at: int = 0
+
+
+@dataclass(frozen=True)
 class Parent:
     """A student that another was made from.
 
     Attributes:
         record_id: Its record id, 32 bytes.
         verification: What checking its release gave; None when the release is not at hand.
-        entry: What the registry says of the id alone, when the release is not at hand.
+        entry: What the registry says of the id alone, when nothing else is at hand.
+        receipt: What checking its receipt gave; None when that is not at hand, or the release is.
     """
 
     record_id: bytes
     verification: Verification | None
     entry: Entry | None = None
+    receipt: ParentReceipt | None = None
+
+    @property
+    def recorded_at(self) -> int:
+        """Unix second at which the registry recorded it, 0 when unknown."""
+        found = self.entry or self.receipt or self.verification
+        return found.recorded_at if found else 0
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@
  7  record     the registry holds it, confirmed; in time, the node enrolled then, the teacher
                committed before
  8  revocation neither the node nor the registry's owner took it back
- 9  parents    the students it was made from, likewise, up to the roots
+ 9  parents    the students it was made from, likewise, up to the roots; where a parent's file is
+               not at hand, its signed receipt or the registry's entry
 10  policy     what else the caller asks for
 
 A check that fails ends it: the release is not valid. A check that could not be made is never taken
@@ -25,13 +26,19 @@ for passed: without a chain the answer is at best "signed, not recorded".
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from genkd.errors import CannotCheck, GenKDError, InputFileRefused, UsageError
-from genkd.provenance.chain import ChainReader, Verdict, require_order, require_sense
+from genkd.provenance.chain import Answer, ChainReader
+from genkd.provenance.parent_receipt import check_receipt, find_receipt
+from genkd.provenance.record_checks import (
+    as_time,
+    ask_about,
+    require_confirmed,
+    require_not_revoked,
+)
 from genkd.provenance.release import directory_name
 from genkd.provenance.signed_release import SignedRelease, Unmade, refused
 from genkd.provenance.typed_data import Domain, to_hex
@@ -39,6 +46,7 @@ from genkd.provenance.verification import (
     Check,
     Outcome,
     Parent,
+    ParentReceipt,
     Policy,
     Status,
     Verification,
@@ -46,7 +54,7 @@ from genkd.provenance.verification import (
 
 MAX_LINEAGE = 1000  # releases in one verification
 MAX_DEPTH = 50  # generations
-MAX_TIME = 253_402_300_799  # the last second of the year 9999
+PARENTS_FOLDER = "parents"  # beside a release: receipts, or releases, of its parents
 
 
 def verify(
@@ -62,8 +70,9 @@ def verify(
         path: The directory or the file.
         policy: What counts; the default checks signatures only.
         chain: The registry to ask; None leaves checks 6 to 8 unmade.
-        parents_in: Folders in which the parents' releases are looked for, besides the folder that
-            holds this one.
+        parents_in: Folders in which the parents are looked for, as releases or as receipts
+            (`student-0x....receipt.json`), besides the folder that holds this release and its
+            subfolder `parents`.
 
     Returns:
         What was found. A bad release, however hostile, is an answer and not an exception.
@@ -97,6 +106,7 @@ class _Shared:
     chain: ChainReader | None
     folders: tuple[Path, ...]
     known: dict[bytes, Verification] = field(default_factory=dict)
+    receipts: dict[bytes, ParentReceipt] = field(default_factory=dict)
     depth: int = 0
 
     def verify(self, record_id: bytes, beside: Path) -> Verification | None:
@@ -104,16 +114,38 @@ class _Shared:
         if record_id in self.known:
             return self.known[record_id]
         name = directory_name(record_id)
-        found = next((f / name for f in (beside, *self.folders) if (f / name).is_dir()), None)
+        found = next((f / name for f in self._around(beside) if (f / name).is_dir()), None)
         if found is None:
             return None
-        if len(self.known) >= MAX_LINEAGE or self.depth >= MAX_DEPTH:
-            raise Unmade(f"its lineage exceeds {MAX_LINEAGE} releases or {MAX_DEPTH} generations")
+        self._require_room()
         self.depth += 1
         result = _Verifier(found, Policy(self.domain), self).run()
         self.depth -= 1
         self.known[record_id] = result
         return result
+
+    def check_receipt(self, record_id: bytes, beside: Path, domain: Domain) -> ParentReceipt | None:
+        """What the receipt of a record shows, None if it is not at hand."""
+        if record_id in self.receipts:
+            return self.receipts[record_id]
+        found = find_receipt(record_id, self._around(beside))
+        if found is None:
+            return None
+        self._require_room()
+        try:
+            result = check_receipt(found, record_id, domain, self.chain)
+        except CannotCheck as error:
+            self.chain = None
+            result = ParentReceipt(Status.CANNOT_CHECK, error.message)
+        self.receipts[record_id] = result
+        return result
+
+    def _around(self, beside: Path) -> tuple[Path, ...]:
+        return (beside, beside / PARENTS_FOLDER, *self.folders)
+
+    def _require_room(self) -> None:
+        if len(self.known) + len(self.receipts) >= MAX_LINEAGE or self.depth >= MAX_DEPTH:
+            raise Unmade(f"its lineage exceeds {MAX_LINEAGE} releases or {MAX_DEPTH} generations")
 
 
 class _Verifier:
@@ -125,7 +157,7 @@ class _Verifier:
         self.shared = shared
         self.offline = shared.chain is None
         self.release = SignedRelease(path, policy.domain)
-        self.verdicts: tuple[Verdict, ...] = ()
+        self.answer: Answer | None = None
         self.recorded_at = 0
         self.parents: tuple[Parent, ...] = ()
 
@@ -197,48 +229,16 @@ class _Verifier:
 
     def check_7(self) -> str:
         """The registry holds the record, confirmed, and everything about it was in order then."""
-        record, receipt = self.release.record, self.release.receipt
-        proof = () if receipt.inclusion is None else receipt.inclusion.proof or ()
-        answer = self._chain.look_up(record, receipt.signature, proof)
-        for verdict in (answer.confirmed, answer.latest):
-            require_sense(verdict, record, self.release.record_id)
-        if not answer.latest.recorded_at:
-            if answer.confirmed.recorded_at:
-                raise Unmade("the record is being reorganised away; ask again later")
-            raise refused("the registry does not hold it")
-        require_order(answer.latest, record, receipt.profile.profile_hash())
-        self.verdicts = (answer.confirmed, answer.latest)
-        if not answer.confirmed.in_order:
-            raise Unmade("it is recorded, but not confirmed yet")
-        self._check_inclusion(answer.latest)
-        self.recorded_at = answer.latest.recorded_at
-        return f"recorded {_as_time(self.recorded_at)}, confirmed"
-
-    def _check_inclusion(self, verdict: Verdict) -> None:
-        """Where the receipt says it is on the chain is where it is."""
-        inclusion = self.release.receipt.inclusion
-        if inclusion is None:
-            return
-        time = verdict.registered_at if inclusion.proof is None else verdict.committed_at
-        if not time:
-            raise refused("the receipt's Merkle proof does not lead to the round's root")
-        block = self._chain.block(inclusion.block)
-        if block is None or block.timestamp != time:
-            raise refused("the receipt names a block that did not record it")
-        if inclusion.transaction not in block.transactions:
-            raise refused("the receipt names a transaction that is not in its block")
+        receipt = self.release.receipt
+        self.answer = ask_about(self._chain, receipt, self.release.record_id)
+        self.recorded_at = require_confirmed(self._chain, self.answer, receipt)
+        return f"recorded {as_time(self.recorded_at)}, confirmed"
 
     def check_8(self) -> str:
         """Nobody who may has taken it back, as of the newest block."""
-        if not self.verdicts:
+        if self.answer is None:
             raise Unmade("the registry did not answer about it")
-        for verdict in self.verdicts:
-            for who, when in (
-                ("its node", verdict.revoked_by_node),
-                ("the registry's owner", verdict.revoked_by_owner),
-            ):
-                if when:
-                    raise refused(f"{who} revoked it, {_as_time(when)}, reason {verdict.reason}")
+        require_not_revoked(self.answer)
         return "not revoked"
 
     def check_9(self) -> str:
@@ -246,31 +246,46 @@ class _Verifier:
         ids = self.release.statement.parents
         if len(ids) > MAX_LINEAGE:
             raise Unmade(f"its {len(ids)} parents are more than {MAX_LINEAGE}")
-        beside = self.release.files.path.absolute().parent
-        found = {one: self.shared.verify(one, beside) for one in ids}
-        absent = [one for one in ids if found[one] is None]
-        known = self.shared.chain.entries(absent) if self.shared.chain and absent else ()
-        entries = dict(zip(absent, known, strict=bool(known)))
-        self.parents = tuple(Parent(one, found[one], entries.get(one)) for one in ids)
+        self.parents = self._find_parents(ids)
         unmade = [reason for parent in self.parents if (reason := self._check_parent(parent))]
         if unmade:
             more = f" and {len(unmade) - 1} more" if len(unmade) > 1 else ""
             raise Unmade(f"its parent {unmade[0]}{more}")
-        return f"{len(ids)} parents" if ids else "it has no parents"
+        alone = sum(parent.verification is None for parent in self.parents)
+        without = f", {alone} of them recorded with the file not at hand" if alone else ""
+        return f"{len(ids)} parents{without}" if ids else "it has no parents"
+
+    def _find_parents(self, ids: Sequence[bytes]) -> tuple[Parent, ...]:
+        """What is at hand of each parent: its release, else its receipt, else its entry."""
+        beside, shared = self.release.files.path.absolute().parent, self.shared
+        found = {one: shared.verify(one, beside) for one in ids}
+        receipts = {
+            one: shared.check_receipt(one, beside, self.release.domain)
+            for one in ids
+            if found[one] is None
+        }
+        absent = [one for one, receipt in receipts.items() if receipt is None]
+        known = shared.chain.entries(absent) if shared.chain and absent else ()
+        entries = dict(zip(absent, known, strict=bool(known)))
+        return tuple(Parent(one, found[one], entries.get(one), receipts.get(one)) for one in ids)
 
     def _check_parent(self, parent: Parent) -> str | None:
         """Why nothing can be said about a parent, None if all is well with it."""
-        name, found, entry = to_hex(parent.record_id), parent.verification, parent.entry
+        name, entry = to_hex(parent.record_id), parent.entry
+        found, receipt = parent.verification, parent.receipt
         if found is not None and found.status is Status.NOT_VALID:
             raise refused(f"its parent {name} is {found.summary}")
+        if receipt is not None and receipt.status is Status.NOT_VALID:
+            raise refused(f"its parent {name} is not valid: {receipt.detail}")
         if entry is not None and (entry.revoked or not entry.node_counted):
             raise refused(f"its parent {name} was revoked, or its node was not enrolled")
-        recorded_at = entry.recorded_at if entry else found.recorded_at if found else 0
-        if self.recorded_at and recorded_at > self.recorded_at:
+        if self.recorded_at and parent.recorded_at > self.recorded_at:
             raise refused(f"its parent {name} was recorded after it")
         if found is not None and found.status is Status.CANNOT_CHECK:
             return f"{name}: {found.summary}"
-        if found is None and entry is None:
+        if receipt is not None and receipt.status is Status.CANNOT_CHECK:
+            return f"{name}: {receipt.detail}"
+        if found is None and receipt is None and entry is None:
             return f"{name} is not at hand"
         return None
 
@@ -290,11 +305,6 @@ class _Verifier:
         if self.shared.chain is None:
             raise Unmade("no endpoint was named" if self.offline else "the endpoint is of no use")
         return self.shared.chain
-
-
-def _as_time(seconds: int) -> str:
-    """A block's time for people; whatever an endpoint says has some form."""
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(min(seconds, MAX_TIME)))
 
 
 def _no_use(reason: str) -> CannotCheck:

@@ -60,6 +60,20 @@ def test_it_holds_no_number_with_a_fraction_and_no_path() -> None:
     assert "/" not in without_type_uris
 
 
+def test_figures_of_a_thousand_classes_fit() -> None:
+    figures = {f"competence.{i}": decimal_string(1 / (i + 2)) for i in range(1000)}
+    figures |= {f"agreement.{i}": decimal_string(i / 999) for i in range(1000)}
+    statement = replace(STATEMENT, evaluation=figures)
+    assert Statement.from_bytes(statement.to_bytes()).evaluation == figures
+
+
+def test_what_would_be_too_large_to_be_read_is_not_written() -> None:
+    figures = {f"{i}": "0." + "1" * 340 for i in range(4000)}
+    statement = replace(STATEMENT, evaluation=figures)
+    with pytest.raises(InputFileRefused, match="larger than 1048576 bytes"):
+        statement.to_bytes()
+
+
 BAD_VALUES: dict[str, dict[str, Any]] = {
     "a setting with a fraction": {"recipe": {"lr": 0.004}},
     "a setting beyond 2^53": {"recipe": {"seed": 2**53}},
@@ -69,7 +83,7 @@ BAD_VALUES: dict[str, dict[str, Any]] = {
     "a setting of two lines": {"recipe": {"a": "x\ny"}},
     "a setting without a name": {"recipe": {"": 1}},
     "a setting named with a space": {"recipe": {"a b": 1}},
-    "too many settings": {"recipe": {str(i): i for i in range(257)}},
+    "too many settings": {"recipe": {str(i): i for i in range(4097)}},
     "a figure that is a number": {"evaluation": {"top1": 0.8}},
     "a figure that is text": {"evaluation": {"top1": "good"}},
     "a figure with an exponent": {"evaluation": {"top1": "1e3"}},
