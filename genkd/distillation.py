@@ -15,7 +15,7 @@ import io
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +46,7 @@ from genkd.weights import model_bytes
 
 __all__ = ["DistillReport", "Progress", "distill"]
 
+DESCRIPTION = "distilled without data by GenKD"
 SAMPLES_PER_CLASS = 32
 RESULT_VERSION = 1
 AGREEMENT_IMAGES = 2048
@@ -171,14 +172,17 @@ def distill(
         factory=factory,
         allow_local_code=allow_local_code,
     )
-    card = _student_card(student, loaded.card)
-    network, init_sha256 = _student_network(card, init_student, seed)
+    earlier = None if init_student is None else load_student(init_student)
+    card = _student_card(student, loaded.card, earlier)
+    if card.class_names != loaded.card.class_names and card.class_names is not None:
+        loaded = loaded.among(card.class_names)
+    network = _student_network(card, earlier, seed)
     configuration = {
         "teacher_sha256": loaded.sha256,
         "teacher_architecture": loaded.card.spec.architecture,
         "teacher_input": card_to_json(loaded.card)["input"],
         "student": student,
-        "init_student_sha256": init_sha256,
+        "init_student_sha256": None if earlier is None else earlier.sha256,
         "seed": seed,
         "budget": str(limit),
         "device": where.torch.type,
@@ -208,30 +212,51 @@ def distill(
         )
 
 
-def _student_card(student: str, teacher: ModelCard) -> ModelCard:
-    """The student sees what the teacher sees: same images, same classes."""
-    spec = ModelSpec(student, teacher.spec.num_classes, teacher.spec.in_channels)
-    return ModelCard(spec, teacher.input, teacher.class_names, "distilled without data by GenKD")
+def _student_card(student: str, teacher: ModelCard, earlier: Teacher | None) -> ModelCard:
+    """The student sees what the teacher sees, unless it starts from an earlier one.
+
+    A federation's student may know more classes than this teacher, and has its own normalisation;
+    what it knows of other classes is for other teachers to say.
+
+    Raises:
+        InputFileRefused: If the earlier student takes other images, or is another network.
+    """
+    if earlier is None:
+        spec = ModelSpec(student, teacher.spec.num_classes, teacher.spec.in_channels)
+        return ModelCard(spec, teacher.input, teacher.class_names, DESCRIPTION)
+    card = replace(earlier.card, description=DESCRIPTION)
+    wanted, found = _size(teacher.input), _size(card.input)
+    if wanted != found:
+        raise InputFileRefused(
+            f"the earlier student takes images of {found}, the teacher of {wanted}",
+            hint="start from a student of this teacher's kind, or from none",
+        )
+    if card.spec.architecture != student:
+        raise InputFileRefused(
+            f"the earlier student is a {card.spec.architecture}, not a {student}",
+            hint="give --student the architecture of that file",
+        )
+    if card.class_names is None and card.spec.num_classes != teacher.spec.num_classes:
+        raise InputFileRefused(
+            f"the earlier student has {card.spec.num_classes} classes without names, "
+            f"the teacher {teacher.spec.num_classes}",
+            hint="start from a student whose card names its classes, or from none",
+        )
+    return card
 
 
-def _student_network(
-    card: ModelCard, init_student: str | Path | None, seed: int
-) -> tuple[nn.Module, str | None]:
-    """A fresh network, or one with the weights of an earlier student; and that file's digest."""
+def _size(image: InputCard) -> str:
+    return f"{image.channels}x{image.height}x{image.width}"
+
+
+def _student_network(card: ModelCard, earlier: Teacher | None, seed: int) -> nn.Module:
+    """A fresh network, or one with the weights of an earlier student."""
     random = torch.Generator().manual_seed(seed)
     network = build_model(card.spec, generator=random)
     _try_out(network, card)
-    if init_student is None:
-        return network, None
-    earlier = load_student(init_student)
-    if earlier.card.spec != card.spec:
-        raise InputFileRefused(
-            f"{init_student} is a {_describe(earlier.card.spec)}, "
-            f"the student a {_describe(card.spec)}",
-            hint="give --student the architecture of that file",
-        )
-    network.load_state_dict(earlier.network.state_dict())
-    return network, earlier.sha256
+    if earlier is not None:
+        network.load_state_dict(earlier.network.state_dict())
+    return network
 
 
 def _try_out(network: nn.Module, card: ModelCard) -> None:
@@ -249,12 +274,6 @@ def _try_out(network: nn.Module, card: ModelCard) -> None:
             f"{image.channels}x{image.height}x{image.width}: {reason}",
             hint="choose another --student, for example resnet8-half",
         ) from error
-
-
-def _describe(spec: ModelSpec) -> str:
-    return (
-        f"{spec.architecture} of {spec.num_classes} classes and {spec.in_channels} input channel(s)"
-    )
 
 
 def _write_results(
@@ -314,12 +333,35 @@ def _write_results(
                 for name in ("teacher", "student")
             },
             "class_names": card.class_names,
+            "energy": _energy(model, teacher.known, trained.bank, device, batch),
             "agreement_per_class": _agreement_per_class(
                 teacher, model, trained.bank, device, batch
             ),
             "final": trained.figures,
         },
     )
+
+
+@torch.no_grad()
+def _energy(
+    model: nn.Module, known: tuple[int, ...], bank: SynthesisBank, device: Device, batch: int
+) -> dict[str, float]:
+    """Mean and deviation of the student's energy -LogSumExp over the known classes, in nats.
+
+    Liu et al. 2020 (arXiv:2010.03759, eq. 4, temperature 1). Of the bank's images, so that whoever
+    asks several students can tell whose images an image resembles; see `genkd.ensemble`.
+    """
+    classes = len(known)
+    images, _, _ = bank.samples(max(1, AGREEMENT_IMAGES // classes), int(max(known)) + 1)
+    model.eval()
+    places = torch.tensor(known, device=device.torch)
+    energies = torch.cat(
+        [
+            -model(as_images(part.to(device.torch))).float()[:, places].logsumexp(1)
+            for part in torch.split(images, batch)
+        ]
+    )
+    return {"mean": energies.mean().item(), "deviation": energies.std(correction=0).item()}
 
 
 @torch.no_grad()

@@ -70,21 +70,32 @@ class Synthesiser:
         recipe: What to do.
         device: Where.
         generator: Source of everything random here, on the device.
+        judge: Who says which class an image shows, and to whom the student is compared. None: the
+            teacher. Another one where the teacher is one of many that know different classes.
 
     Attributes:
         batch: Images a round; halved by `halve_batch`.
     """
 
     def __init__(
-        self, teacher: Teacher, recipe: Recipe, device: Device, generator: torch.Generator
+        self,
+        teacher: Teacher,
+        recipe: Recipe,
+        device: Device,
+        generator: torch.Generator,
+        judge: Teacher | None = None,
     ) -> None:
         card = teacher.card
-        self.teacher, self.recipe, self.device, self.random = teacher, recipe, device, generator
+        self.recipe, self.device, self.random = recipe, device, generator
+        self.teacher, self.judge = teacher, teacher if judge is None else judge
+        self.known = torch.tensor(teacher.known, device=device.torch)
         self.num_classes = card.spec.num_classes
         self.batch = recipe.batch
         self.rounds = 0
         self.teacher_passes = 0
-        embeddings = label_embeddings(teacher, self.num_classes, "teacher", generator)
+        rows = label_embeddings(teacher, len(teacher.places), "teacher", generator)
+        embeddings = rows.new_zeros(self.num_classes, rows.shape[1])
+        embeddings[list(teacher.places)] = rows  # nothing is ever asked of the other classes
         self.generator = Generator(
             recipe.latent_dim,
             embeddings,
@@ -192,8 +203,9 @@ class Synthesiser:
         """Latents for a batch with as many of each class as possible, in random order."""
         on = self.device.torch
         # A random start, so that classes that do not fit into this batch come in another.
-        first = torch.randint(self.num_classes, (), generator=self.random, device=on)
-        labels = (torch.arange(self.batch, device=on) + first) % self.num_classes
+        count = len(self.known)
+        first = torch.randint(count, (), generator=self.random, device=on)
+        labels = self.known[(torch.arange(self.batch, device=on) + first) % count]
         labels = labels[torch.randperm(self.batch, generator=self.random, device=on)]
         if self.prior is not None:
             return self.prior.draw(labels, self.random)
@@ -207,6 +219,8 @@ class Synthesiser:
         with self.device.autocast():
             images = self.generator(proposal.latents, proposal.labels).float()
             logits, statistics = self.statistics.measure(images)
+            if self.judge is not self.teacher:
+                logits = self.judge(images)
         self.teacher_passes += len(images)
         label_loss = class_cross_entropy(logits, proposal.labels)
         loss = recipe.statistics_weight * statistics + recipe.label_loss_weight * label_loss
@@ -232,7 +246,7 @@ class Synthesiser:
         with self.device.autocast():
             images = quantise(self.generator(latents, labels))
             stored = as_images(images)
-            logits, student_logits = self.teacher(stored), student(stored)
+            logits, student_logits = self.judge(stored), student(stored)
         self.teacher_passes += len(images)
         return images, logits.float(), student_logits.float()
 

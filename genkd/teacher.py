@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -31,6 +33,11 @@ from genkd.weights import LoadedTensors, read_tensors
 __all__ = ["Inspection", "Teacher", "TeacherSpec", "inspect_file", "load_teacher"]
 
 
+# The logit of a class that a teacher does not know: its probability is 0 at any temperature in use,
+# and no difference or product with it overflows, in bf16 either.
+UNKNOWN = -1e4
+
+
 class Teacher(nn.Module):
     """A frozen classifier of images in [0, 1].
 
@@ -42,10 +49,15 @@ class Teacher(nn.Module):
         network: Takes normalised images (B, C, H, W), gives logits (B, K).
         card: What it is; its mean and std become buffers that move with the module.
         sha256: Hex digest of the file it came from.
+        places: The class of the card that each output of the network stands for, where the card
+            names more classes; see `among`. None: one after another.
+        known: The classes it is asked about, among `places`; see `knowing`. None: all of them.
 
     Attributes:
         card: As given.
         sha256: As given.
+        places: As given.
+        known: As given.
         mean: float32 (1, C, 1, 1), in the units of [0, 1] images.
         std: float32 (1, C, 1, 1).
     """
@@ -53,11 +65,21 @@ class Teacher(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, card: ModelCard, sha256: str) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        card: ModelCard,
+        sha256: str,
+        *,
+        places: Sequence[int] | None = None,
+        known: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
         self.network = network
         self.card = card
         self.sha256 = sha256
+        self.places = tuple(range(card.spec.num_classes) if places is None else places)
+        self.known = self.places if known is None else tuple(known)
         shape = (1, card.input.channels, 1, 1)
         self.register_buffer("mean", torch.tensor(card.input.mean).reshape(shape))
         self.register_buffer("std", torch.tensor(card.input.std).reshape(shape))
@@ -75,10 +97,49 @@ class Teacher(nn.Module):
             images: float (B, C, H, W) in [0, 1], before the teacher's normalisation.
 
         Returns:
-            Logits (B, K).
+            Logits (B, K); `UNKNOWN` for the classes it does not know.
         """
-        logits: Tensor = self.network((images - self.mean) / self.std)
-        return logits
+        outputs: Tensor = self.network((images - self.mean) / self.std)
+        classes = self.card.spec.num_classes
+        if self.known == tuple(range(classes)):
+            return outputs
+        logits = outputs.new_full((len(outputs), classes), UNKNOWN)
+        known = torch.tensor(self.known, device=outputs.device)
+        if self.known != self.places:
+            outputs = outputs[:, [self.places.index(one) for one in self.known]]
+        return logits.index_copy(1, known, outputs)
+
+    def knowing(self, classes: Sequence[int]) -> Self:
+        """The same network, asked about some of its classes only.
+
+        Args:
+            classes: Positions in the card's classes, at least one, among those of its outputs.
+        """
+        return type(self)(
+            self.network, self.card, self.sha256, places=self.places, known=sorted(classes)
+        )
+
+    def among(self, class_names: tuple[str, ...]) -> Self:
+        """The same teacher, its classes found by name among those of a student that knows more.
+
+        Raises:
+            ConfigurationError: If one of its classes is not among them, or it has no names.
+        """
+        if self.card.class_names is None:
+            raise ConfigurationError(
+                "the teacher's classes have no names, so they cannot be told from others",
+                hint="name them: a teacher.json beside the file with class_names",
+            )
+        absent = [name for name in self.card.class_names if name not in class_names]
+        if absent:
+            raise ConfigurationError(
+                f"the teacher's class {absent[0]!r} is none of the student's",
+                hint=f"the student has {', '.join(class_names[:20])}; rename, or leave it out",
+            )
+        places = [class_names.index(name) for name in self.card.class_names]
+        spec = replace(self.card.spec, num_classes=len(class_names))
+        card = replace(self.card, spec=spec, class_names=class_names)
+        return type(self)(self.network, card, self.sha256, places=places)
 
     def batch_norms(self) -> list[nn.BatchNorm2d]:
         """The BatchNorm layers that kept statistics of the training data; empty if none did."""

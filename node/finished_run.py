@@ -13,7 +13,14 @@ from genkd.canonical import parse_json
 from genkd.digest import sha256_bytes
 from genkd.errors import ConfigurationError, InputFileRefused
 from genkd.provenance.release import SIZE_LIMITS, read_bounded
-from genkd.provenance.statement import STUDENT_NAME, RecipeValue, decimal_string
+from genkd.provenance.statement import (
+    ENERGY_DEVIATION,
+    ENERGY_MEAN,
+    STUDENT_NAME,
+    RecipeValue,
+    competence_figure,
+    decimal_string,
+)
 from genkd.provenance.typed_data import MAX_SAFE_INTEGER
 
 RESULT_FILE = "result.json"
@@ -74,10 +81,20 @@ def read_finished_run(run: Path) -> FinishedRun:
         {name: _setting(value) for name, value in recipe.items()},
         {
             name: decimal_string(value)
-            for name, value in figures.items()
+            for name, value in (_claims(run, result) | figures).items()
             if isinstance(value, float)
         },
     )
+
+
+def _claims(run: Path, result: Mapping[str, object]) -> dict[str, object]:
+    """What whoever merges students asks of each: which classes it knows, its energies' scale."""
+    agreement, energy = result.get("agreement_per_class"), result.get("energy")
+    if not isinstance(agreement, list) or not isinstance(energy, dict):
+        return {}  # a run of an earlier version; a merge says that it cannot use it
+    # A class without images has no figure: the student does not know it.
+    claims = {competence_figure(label): value for label, value in enumerate(agreement)}
+    return claims | {ENERGY_MEAN: energy.get("mean"), ENERGY_DEVIATION: energy.get("deviation")}
 
 
 def _setting(value: object) -> RecipeValue:
