@@ -13,12 +13,15 @@ Without private names there is a fallback: stock `flower-superlink`, `flower-sup
 
 from __future__ import annotations
 
+from flwr.common.constant import ISOLATION_MODE_PROCESS as ISOLATION_BY_PROCESS
+from flwr.common.constant import TRANSPORT_TYPE_GRPC_RERE as GRPC_RERE
 from flwr.common.constant import ErrorCode, Status, SubStatus
 from flwr.common.serde import (
     context_from_proto,
     context_to_proto,
     fab_from_proto,
     fab_to_proto,
+    message_from_proto,
     run_from_proto,
 )
 from flwr.proto.control_pb2 import (
@@ -35,18 +38,27 @@ from flwr.proto.control_pb2 import (
     UnregisterNodeRequest,
     UnregisterNodeResponse,
 )
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
     AcquireTaskResponse,
+    PullAppMessagesRequest,
     PullTaskInputRequest,
     PullTaskInputResponse,
     PushTaskOutputRequest,
     PushTaskOutputResponse,
+    SendTaskHeartbeatRequest,
 )
 from flwr.supercore.constant import TaskType
 from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_confirm_message_received_fn_protobuf,
+    make_pull_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -68,6 +80,8 @@ ACQUIRE_TASK = "/flwr.proto.Runtime/AcquireTask"
 
 __all__ = [
     "ACQUIRE_TASK",
+    "GRPC_RERE",
+    "ISOLATION_BY_PROCESS",
     "AcquireTaskRequest",
     "AcquireTaskResponse",
     "ControlHttpClient",
@@ -80,6 +94,9 @@ __all__ = [
     "ListRunsRequest",
     "ListRunsResponse",
     "NoOpControlAuthnPlugin",
+    "Node",
+    "ObjectTree",
+    "PullAppMessagesRequest",
     "PullTaskInputRequest",
     "PullTaskInputResponse",
     "PushTaskOutputRequest",
@@ -91,6 +108,7 @@ __all__ = [
     "RuntimeHttpClient",
     "RuntimeTokenHttpInterceptor",
     "RuntimeVersionHttpInterceptor",
+    "SendTaskHeartbeatRequest",
     "StartRunRequest",
     "StartRunResponse",
     "Status",
@@ -110,8 +128,12 @@ __all__ = [
     "exponential",
     "fab_from_proto",
     "fab_to_proto",
+    "make_confirm_message_received_fn_protobuf",
+    "make_pull_object_fn_protobuf",
     "make_simple_http_retry_invoker",
     "make_task_heartbeat_fn_http",
+    "message_from_proto",
+    "pull_and_inflate_object_from_tree",
     "pull_task_input",
     "push_message",
     "push_task_output",
