@@ -13,14 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from contracts.registry import RegistryClient
+from coordinator.recordable import fault_of_place, fault_of_record
 from genkd.errors import InputFileRefused, UsageError, VerificationFailed
 from genkd.provenance import Policy, verify
 from genkd.provenance.merkle import MerkleTree
 from genkd.provenance.receipt import Inclusion, Receipt
 from genkd.provenance.release import DIRECTORY_NAME, RECEIPT_NAME, read_receipt, replace_receipt
-from genkd.provenance.typed_data import to_hex
-
-SECONDS_TO_SPARE = 60
 
 
 @dataclass(frozen=True)
@@ -108,21 +106,13 @@ def _checked(
             f"{path}: {verification.summary}", hint="ask its node for the release again"
         )
     receipt = read_receipt(path)
-    record = receipt.record
-    if (record.run_id, record.round) != (run_id, round_number):
-        raise _not_in_order(path, f"it is of run {to_hex(record.run_id)}, round {record.round}")
     if receipt != verification.receipt:
         raise InputFileRefused(f"{path} changed while it was read", hint="try again")
-    if committed:
-        return receipt  # whether it was in order then, verifying tells
-    node = client.state.node(record.node)
-    now = client.state.head("latest").timestamp
-    if node.profile_hash != receipt.profile.profile_hash() or not node.since <= now < node.until:
-        raise _not_in_order(path, f"its node {record.node} is not enrolled with this profile")
-    if not client.state.teacher_committed_at(record.teacher_commitment, node.identity):
-        raise _not_in_order(path, "its node has not committed to the teacher")
-    if now > record.deadline - SECONDS_TO_SPARE:
-        raise _not_in_order(path, "its deadline has passed")
+    fault = fault_of_place(receipt.record, run_id, round_number)
+    if fault is None and not committed:  # else verifying tells whether it was in order then
+        fault = fault_of_record(client.state, receipt)
+    if fault is not None:
+        raise _not_in_order(path, fault)
     return receipt
 
 
