@@ -10,11 +10,9 @@ own keeps one membership apart from the next and from what a person does with `f
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 from genkd.durable import unwritable
-from genkd.errors import ConfigurationError
 
 # flwr reads the first two when it is imported, the others when they matter.
 _OFFLINE = {
@@ -57,18 +55,13 @@ def flower_environment(home: Path) -> dict[str, str]:
 def set_flower_environment(home: Path) -> None:
     """The same for this process, before anything imports flwr.
 
-    This project's own variables stay: the settings are read from them.
+    This project's own variables stay: the settings are read from them. Where flwr was imported
+    before, `contracts.flower_private` switches the telemetry off all the same.
 
     Raises:
-        ConfigurationError: If flwr was imported before, with its telemetry on.
         ResourceExhausted: If the folder cannot be made.
     """
     wanted = flower_environment(home)
-    if "flwr" in sys.modules and os.environ.get("FLWR_TELEMETRY_ENABLED") != "0":
-        raise ConfigurationError(
-            "flwr is already loaded, with its telemetry switched on",
-            hint="set FLWR_TELEMETRY_ENABLED=0 in the environment before this program starts",
-        )
     for name in [name for name in os.environ if name.startswith("FLWR_")]:
         del os.environ[name]
     os.environ.update(wanted)

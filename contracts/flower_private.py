@@ -50,6 +50,7 @@ from flwr.proto.runtime_pb2 import (
     PushTaskOutputResponse,
     SendTaskHeartbeatRequest,
 )
+from flwr.supercore import telemetry as _telemetry
 from flwr.supercore.constant import TaskType
 from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.fab import Fab
@@ -74,6 +75,9 @@ from flwr.superlink.config_loader import SuperLinkLifespanConfig
 from flwr.superlink.grid.http_grid import HttpGrid
 from flwr.superlink.main import create_app
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+
+# Read from the environment when flwr is first imported, which an app may have done before us.
+_telemetry.FLWR_TELEMETRY_ENABLED = "0"
 
 # The one call of a SuperLink's Runtime API that the shared secret of its executors protects.
 ACQUIRE_TASK = "/flwr.proto.Runtime/AcquireTask"
