@@ -23,6 +23,10 @@ class Settings(FederationSettings):
         keys: The folder of the coordinator's keys, which own the registry.
         key_password_file: The file that holds their passphrase; None asks for it.
         chain_folder: Where a development chain keeps its state.
+        federation: The folder of the federation: authority, joins, SuperLink, releases.
+        host: The address that nodes' connections are taken on; all of this machine's by default.
+        port: Where they are taken; 0 for any free one.
+        public_rpc_url: The Ethereum endpoint that nodes are told of, see `endpoint_for_nodes`.
     """
 
     TABLE: ClassVar[str] = "coordinator"
@@ -30,3 +34,7 @@ class Settings(FederationSettings):
     keys: Path = Field(default_factory=lambda: user_folder() / "coordinator-keys")
     key_password_file: Path | None = None
     chain_folder: Path = Path("chain")
+    federation: Path = Path("federation")
+    host: str = Field(default="0.0.0.0", min_length=1, max_length=253)  # noqa: S104
+    port: int = Field(default=8443, ge=0, le=65535)
+    public_rpc_url: str | None = Field(default=None, repr=False)
