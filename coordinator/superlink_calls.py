@@ -62,13 +62,15 @@ class SuperLinkCalls:
             CoordinatorUnreachable: If nobody answers for `patience` seconds.
             RunLost: If the SuperLink no longer takes calls for this run.
         """
-        waited_until = time.monotonic() + self.patience
+        began = time.monotonic()
         pause = SECONDS_BETWEEN
         while True:
             try:
                 return self._attempt(context, call_next)
             except CoordinatorUnreachable as error:
-                if isinstance(error, RunLost) or time.monotonic() + pause > waited_until:
+                # Read anew: a run that ends waits no longer, in none of its threads.
+                is_over = time.monotonic() + pause > began + self.patience
+                if is_over or isinstance(error, RunLost):
                     raise
             time.sleep(pause)
             pause = min(2 * pause, SECONDS_BETWEEN_AT_MOST)
