@@ -26,7 +26,7 @@ import contextlib
 import fcntl
 import secrets
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Literal
 
@@ -67,7 +67,11 @@ class Joined:
     fingerprint: str
     node: str
     runs: tuple[str, ...]
-    state: State
+    state: State = "pending"
+
+    def with_state(self, state: State) -> Joined:
+        """The same with what the coordinator says now."""
+        return replace(self, state=state)
 
 
 @dataclass(frozen=True)

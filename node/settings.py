@@ -36,6 +36,7 @@ class Settings(FederationSettings):
         runs: The folder that run directories are made in when `--out` is not given.
         keys: The folder of the node's keys.
         key_password_file: The file that holds the passphrase of the keys; None asks for it.
+        membership: The folder of the node's membership in a federation.
         run: The run that `publish` records in: its name, or its id.
     """
 
@@ -48,6 +49,7 @@ class Settings(FederationSettings):
     runs: Path = Path("runs")
     keys: Path = Field(default_factory=lambda: user_folder() / "keys")
     key_password_file: Path | None = None
+    membership: Path = Path("membership")
     run: str | None = Field(default=None, min_length=1, max_length=200)
 
 

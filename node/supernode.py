@@ -28,7 +28,7 @@ from typing import Literal
 from contracts.flower_environment import flower_environment
 from genkd.console import printable, say
 from genkd.errors import ConfigurationError
-from genkd.layered_settings import FederationSettings
+from genkd.layered_settings import PREFIX, FederationSettings
 from node.child_process import BoundedLog, ChildProcess
 from node.membership import Joined, Membership, Running
 
@@ -282,9 +282,10 @@ def _free_port() -> int:
 
 
 def _settings_variables(settings: FederationSettings) -> dict[str, str]:
-    """What the executor reads its settings from: those of this process, flags and all."""
-    shared = FederationSettings.model_fields
-    values = {name: getattr(settings, name) for name in shared}
-    return {
-        f"GENKD_{name.upper()}": str(value) for name, value in values.items() if value is not None
-    }
+    """What the executor reads its settings from: what was said to this process, flags and all.
+
+    Defaults are left out, for the coordinator's card comes before them.
+    """
+    said = settings.model_fields_set & set(FederationSettings.model_fields)
+    values = {name: getattr(settings, name) for name in said}
+    return {f"{PREFIX}{n.upper()}": str(value) for n, value in values.items() if value is not None}
