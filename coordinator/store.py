@@ -214,18 +214,18 @@ class Store:
             run_id: The run.
             number: The round, which has begun.
             state: How far it has come.
-            merged: The merged student's record id, once it has one.
-            aggregate_hash: The merged student's sha256, once there is one.
+            merged: The merged student's record id, once it has one; None keeps what is noted.
+            aggregate_hash: The merged student's sha256, likewise.
 
         Raises:
-            ConfigurationError: If it has not begun, or another merged student is noted already.
+            ConfigurationError: If it has not begun, or has shared another merged student.
         """
         with self._file.writing():
             found = self._begun(run_id, number)
-            kept = (found.merged or merged, found.aggregate_hash or aggregate_hash)
-            if kept != (merged or found.merged, aggregate_hash or found.aggregate_hash):
+            kept = (merged or found.merged, aggregate_hash or found.aggregate_hash)
+            if found.state is RoundState.SHARED and kept != (found.merged, found.aggregate_hash):
                 raise ConfigurationError(
-                    f"round {number} has another merged student already",
+                    f"round {number} has shared another merged student already",
                     hint="if two coordinators work on one folder, end one of them",
                 )
             where = "WHERE run_id = ? AND round = ?"
