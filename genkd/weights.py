@@ -18,6 +18,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -57,6 +58,7 @@ __all__ = [
     "check_finite",
     "load_tensors",
     "model_bytes",
+    "model_layout",
     "read_card",
     "read_header",
     "read_metadata",
@@ -269,7 +271,8 @@ def model_bytes(state: Mapping[str, torch.Tensor], metadata: Mapping[str, object
         ValueError: If `metadata` has no canonical form.
     """
     dtype_names = {f"torch.{torch_name}": name for name, torch_name in TORCH_NAMES.items()}
-    arrays: list[tuple[str, str, tuple[int, ...], bytes]] = []
+    arrays: dict[str, bytes] = {}
+    kinds: dict[str, tuple[str, tuple[int, ...]]] = {}
     for name, tensor in state.items():
         dtype = dtype_names.get(str(tensor.dtype))
         if dtype is None or not TENSOR_NAME.fullmatch(name):
@@ -279,20 +282,40 @@ def model_bytes(state: Mapping[str, torch.Tensor], metadata: Mapping[str, object
             )
         data = _bytes_of(tensor)
         _check_values(bytearray(data), dtype, name, "the model to be written")
-        arrays.append((name, dtype, tuple(tensor.shape), data))
-    arrays.sort(key=lambda item: (-DTYPE_BYTES[item[1]], item[0]))
+        arrays[name], kinds[name] = data, (dtype, tuple(tensor.shape))
+    beginning, tensors = model_layout(kinds, metadata)
+    return b"".join([beginning, *(arrays[name] for name in tensors)])
+
+
+def model_layout(
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, object]
+) -> tuple[bytes, dict[str, TensorInfo]]:
+    """The beginning of a model file, and where each tensor's bytes belong after it.
+
+    Args:
+        tensors: dtype name and shape of each tensor.
+        metadata: As for `model_bytes`.
+
+    Returns:
+        The bytes before the data section; the entry of each tensor, in the order of its bytes.
+
+    Raises:
+        ValueError: If `metadata` has no canonical form.
+    """
     fields: dict[str, object] = {
         METADATA_KEY: {OUR_METADATA: canonical_json(metadata).decode("utf-8")}
     }
+    entries: dict[str, TensorInfo] = {}
     position = 0
-    for name, dtype, shape, data in arrays:
-        end = position + len(data)
+    order = sorted(tensors.items(), key=lambda item: (-DTYPE_BYTES[item[1][0]], item[0]))
+    for name, (dtype, shape) in order:
+        end = position + prod(shape) * DTYPE_BYTES[dtype]
         fields[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, end]}
+        entries[name] = TensorInfo(dtype, shape, position, end)
         position = end
     header = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     header += b" " * (-len(header) % 8)
-    parts = [len(header).to_bytes(8, "little"), header, *(data for *_, data in arrays)]
-    return b"".join(parts)
+    return len(header).to_bytes(8, "little") + header, entries
 
 
 def _bytes_of(tensor: torch.Tensor) -> bytes:
