@@ -48,6 +48,7 @@ from genkd.provenance.statement import STUDENT_NAME
 from genkd.provenance.typed_data import to_hex
 
 RELEASES: Final = "releases"
+MERGED: Final = "merged"
 LOCK_NAME: Final = ".lock"
 MAX_REASON: Final = 300  # characters
 # These are no fault of the release: nothing is said about it then, and it is asked for again.
@@ -87,6 +88,7 @@ class Intake:
     ) -> None:
         self._store = store
         self._releases = folder / RELEASES
+        self._merged = folder / MERGED
         self._rules = rules
         self._chain = chain
         self._keys = keys
@@ -177,11 +179,13 @@ class Intake:
         return _Signed(path, receipt, verification.statement.parents)
 
     def _check_parents(self, parents: Sequence[bytes]) -> None:
-        """Only the federation's own students: whatever else is named would void the merged one."""
-        shared = {r.merged for r in self._store.rounds(self._rules.run_id)} if parents else set()
+        """Only students this run has merged: whatever else is named would void the merged one."""
+        rules = self._rules
+        earlier = [folder_of_round(self._merged, rules.run_id, n) for n in range(rules.round)]
         for parent in parents:
-            if parent not in shared:
-                raise _refused(f"its parent {to_hex(parent)} is no student of this federation")
+            name = directory_name(parent)
+            if not any((folder / name).is_dir() for folder in earlier):
+                raise _refused(f"its parent {to_hex(parent)} is no student merged in this run")
 
     def _check_on_chain(self, receipt: Receipt) -> None:
         if not self._registry_checked:
