@@ -133,11 +133,7 @@ class Authority:
             KeyOrSignatureError: If the authority's key is not there, open to others, or another's.
             ResourceExhausted: If the folder cannot be written.
         """
-        alternative = [_general_name(name) for name in dict.fromkeys([*names, *LOOPBACK_NAMES])]
-        if len(alternative) > MAX_NAMES:
-            raise UsageError(
-                f"a certificate holds at most {MAX_NAMES} names", hint="name fewer hosts"
-            )
+        alternative = parse_names(names)
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = self._sign(key.public_key(), alternative, datetime.now(UTC))
         pem = certificate.public_bytes(serialization.Encoding.PEM)
@@ -212,6 +208,18 @@ def default_names() -> list[str]:
     """What this machine calls itself, as far as that can be a host name."""
     name = socket.gethostname()
     return [name] if _is_host_name(name) else []
+
+
+def parse_names(names: Sequence[str]) -> list[x509.GeneralName]:
+    """Host names and IP addresses as a certificate holds them, those of loopback added.
+
+    Raises:
+        UsageError: If one is neither, or there are too many.
+    """
+    found = [_general_name(name) for name in [*names, *LOOPBACK_NAMES]]
+    if len(found) > MAX_NAMES:
+        raise UsageError(f"a certificate holds at most {MAX_NAMES} names", hint="name fewer hosts")
+    return list(dict.fromkeys(found))
 
 
 def _general_name(name: str) -> x509.GeneralName:

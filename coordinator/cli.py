@@ -15,7 +15,13 @@ from typing import Annotated
 import typer
 import typer.core
 
-from coordinator import chain_commands, registry_commands
+from coordinator import (
+    chain_commands,
+    init_command,
+    node_commands,
+    registry_commands,
+    serve_command,
+)
 from genkd import __version__, console
 
 PROGRAM = "genkd-coordinator"
@@ -28,6 +34,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(init_command.app)
+app.add_typer(serve_command.app)
+app.add_typer(node_commands.app)
 app.add_typer(registry_commands.app)
 app.add_typer(
     chain_commands.app, name="chain", help="A local Ethereum test chain with the registry on it."
@@ -52,10 +61,11 @@ def genkd_coordinator(
     """Run a federation: its registry, its nodes, its rounds.
 
     \b
-    genkd-coordinator init
+    genkd-coordinator init --host federation.example
     genkd-coordinator chain up
     genkd-coordinator open-run spring
-    genkd-coordinator admit profile.json
+    genkd-coordinator serve
+    genkd-coordinator admit 0xAb...
     genkd-coordinator commit-round releases/ --run spring --round 1
 
     A setting comes from its flag, from GENKD_COORDINATOR_* in the environment, from [coordinator]

@@ -6,6 +6,7 @@ note_run(federation, "spring")              # by `open-run`: the chain knows its
 
 from __future__ import annotations
 
+import shlex
 import urllib.parse
 from pathlib import Path
 from typing import Final
@@ -14,7 +15,7 @@ from contracts.app_bundle import app_bundle_sha256
 from contracts.enrolment import MAX_RUN_CHARACTERS, MAX_RUNS, FederationCard
 from contracts.json_rpc import LOOPBACK
 from contracts.registry_access import trusted_domain
-from coordinator.certificates import make_private_folder
+from coordinator.certificates import Authority, make_private_folder
 from coordinator.settings import Settings
 from genkd.canonical import canonical_json, parse_json
 from genkd.durable import atomic_write
@@ -63,6 +64,22 @@ def endpoint_for_nodes(settings: Settings) -> str | None:
     return settings.rpc_url if one_machine or parts.hostname not in LOOPBACK else None
 
 
+def join_line(authority: Authority, port: int, run: str | None = None) -> str:
+    """What a person types at a node to join.
+
+    Args:
+        authority: The federation's.
+        port: Where nodes reach the server; 0 if that is not known yet.
+        run: The name of a run; None leaves it open.
+    """
+    host = next(iter(authority.server_names()), "HOST")
+    place = f"[{host}]" if ":" in host else host
+    return (
+        f"genkd-node join {place}:{port or 'PORT'} --ca-fingerprint {authority.fingerprint} "
+        f"--run {shlex.quote(run) if run else 'NAME'}"
+    )
+
+
 def run_names(federation: Path) -> tuple[str, ...]:
     """The names of the runs that were opened.
 
@@ -88,14 +105,23 @@ def note_run(federation: Path, name: str) -> None:
     """Add a run to those that nodes are told of; the oldest goes where there are too many.
 
     Raises:
-        UsageError: If the name cannot be told: it is too long, or not printable.
+        UsageError: As `require_run_name`.
         ResourceExhausted: If the folder cannot be written.
+    """
+    require_run_name(name)
+    names = [known for known in run_names(federation) if known != name]
+    make_private_folder(federation)
+    atomic_write(federation / RUNS_FILE, canonical_json([*names, name][-MAX_RUNS:]))
+
+
+def require_run_name(name: str) -> None:
+    """Refuse the name of a run that nodes could not be told.
+
+    Raises:
+        UsageError: If it is empty, too long, or not printable.
     """
     if not name.isprintable() or not 0 < len(name) <= MAX_RUN_CHARACTERS:
         raise UsageError(
             f"the name of a run has 1 to {MAX_RUN_CHARACTERS} printable characters",
             hint="choose another name",
         )
-    names = [known for known in run_names(federation) if known != name]
-    make_private_folder(federation)
-    atomic_write(federation / RUNS_FILE, canonical_json([*names, name][-MAX_RUNS:]))

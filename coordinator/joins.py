@@ -48,7 +48,7 @@ class TooManyJoins(RefusedByPolicy):
 
 
 @dataclass(frozen=True)
-class SuperNode:
+class LetIn:
     """A SuperNode that the SuperLink lets in.
 
     Attributes:
@@ -77,7 +77,7 @@ class Join:
     state: State
     reason: str
     request: JoinRequest | None
-    supernode: SuperNode | None
+    supernode: LetIn | None
     since: int
 
     @property
@@ -138,7 +138,7 @@ class Join:
             state=value["state"],
             reason=str(value["reason"]),
             request=None if request is None else JoinRequest.from_bytes(canonical_json(request)),
-            supernode=supernode and SuperNode(str(supernode["key"]), int(supernode["identity"])),
+            supernode=supernode and LetIn(str(supernode["key"]), int(supernode["identity"])),
             since=int(value["since"]),
         )
 
@@ -246,7 +246,7 @@ class Joins:
             self._write(decided)
             return decided
 
-    def let_in(self, address: str, supernode: SuperNode | None) -> None:
+    def let_in(self, address: str, supernode: LetIn | None) -> None:
         """Note which SuperNode the SuperLink lets in for a node.
 
         Raises:

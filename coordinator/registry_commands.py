@@ -1,8 +1,7 @@
-"""`genkd-coordinator init | admit | remove | open-run | commit-round | revoke`: the registry."""
+"""`genkd-coordinator open-run | commit-round | revoke`: what the registry keeps."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,7 +9,6 @@ import typer
 
 from coordinator.settings import Settings
 from genkd.console import Answer, AsJson, columns
-from genkd.errors import UsageError
 from genkd.layered_settings import ChainFlag, KeysFlag, RegistryFlag, RpcFlag
 
 if TYPE_CHECKING:
@@ -20,113 +18,6 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 Reason = Literal["unspecified", "key-compromised", "defective", "superseded", "data-withdrawn"]
-
-
-@app.command()
-def init(keys: KeysFlag = None, as_json: AsJson = False) -> Answer:
-    """Make the coordinator's keys. Keys that are there are never overwritten.
-
-    \b
-    genkd-coordinator init
-    """  # noqa: D301
-    from genkd.provenance.keys import KeyFolder
-    from genkd.provenance.passphrase import find_passphrase
-
-    settings = Settings.load(keys=keys)
-    folder = KeyFolder(settings.keys)
-    folder.require_absent()
-    profile = folder.create(find_passphrase(settings.key_password_file, ask=True, confirm=True))
-    return Answer(
-        {"address": profile.node, "keys": settings.keys},
-        columns({"coordinator": profile.node, "keys": settings.keys}),
-    )
-
-
-@app.command()
-def admit(
-    profile: Annotated[Path, typer.Argument(help="The node's profile.json.", show_default=False)],
-    keys: KeysFlag = None,
-    rpc: RpcFlag = None,
-    registry: RegistryFlag = None,
-    chain_id: ChainFlag = None,
-    as_json: AsJson = False,
-) -> Answer:
-    """Enrol a node by the profile that both of its keys signed.
-
-    \b
-    genkd-coordinator admit profile.json
-    """  # noqa: D301
-    from genkd.provenance.profile import read_profile
-
-    node = read_profile(profile)
-    settings = _settings(keys, rpc, registry, chain_id)
-    client = _client(settings)
-    written = client.add_node(node.node, node.message.next_key_hash, node.profile_hash())
-    _give_test_ether(settings, node.node)
-    said = "was admitted before" if written.already_there else "is admitted"
-    return Answer(
-        {"node": node.node, "before": written.already_there, "gas": written.gas},
-        [f"{node.node} {said}"],
-    )
-
-
-def _give_test_ether(settings: Settings, address: str) -> None:
-    """On a development chain of one's own, a node can pay for its transactions from the start."""
-    from contracts.development_chain import fund
-    from coordinator.chain import is_development_chain
-
-    if settings.rpc_url and is_development_chain(settings.chain_folder, settings.rpc_url):
-        fund(settings.rpc_url, address)
-
-
-@app.command()
-def remove(
-    node: Annotated[str, typer.Argument(help="The node's address.", show_default=False)],
-    since: Annotated[
-        str,
-        typer.Option("--from", help="From when on it does not count: 2026-11-03T14:00Z, or now."),
-    ],
-    keys: KeysFlag = None,
-    rpc: RpcFlag = None,
-    registry: RegistryFlag = None,
-    chain_id: ChainFlag = None,
-    as_json: AsJson = False,
-) -> Answer:
-    """Let a node's key count no longer than up to a time; a past one voids what a thief did.
-
-    \b
-    genkd-coordinator remove 0xAb... --from now
-    genkd-coordinator remove 0xAb... --from 2026-11-03T14:00Z
-    """  # noqa: D301
-    from genkd.provenance.typed_data import parse_address
-
-    address = parse_address(node)
-    client = _client(_settings(keys, rpc, registry, chain_id))
-    until = _parse_time(since, client.state.head("latest").timestamp)
-    written = client.remove_node(address, until)
-    said = f"{address} does not count from {_as_time(until)} on"
-    return Answer({"node": address, "until": until, "gas": written.gas}, [said])
-
-
-def _parse_time(text: str, chain_time: int) -> int:
-    """Unix seconds of a time as people write it; `now` is the newest block's time."""
-    if text == "now":
-        return chain_time
-    if text.isdecimal() and len(text) <= 12:
-        return int(text)
-    try:
-        when = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise UsageError(
-            f"{text[:40]!r} is no time", hint="for example 2026-11-03T14:00Z, or now"
-        ) from error
-    if when.tzinfo is None:
-        raise UsageError(f"{text} has no time zone", hint=f"for UTC: {text}Z")
-    return int(when.timestamp())
-
-
-def _as_time(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
 @app.command()
@@ -150,16 +41,20 @@ def open_run(
     genkd-coordinator open-run spring
     genkd-coordinator open-run spring --configuration federation.toml
     """  # noqa: D301
+    from coordinator.federation_card import note_run, require_run_name
     from genkd.digest import sha256_file
     from genkd.provenance.record import run_id_of
     from genkd.provenance.typed_data import parse_address, to_hex
 
-    settings = _settings(keys, rpc, registry, chain_id)
+    require_run_name(name)
+    settings = settings_of(keys, rpc, registry, chain_id)
     unlocked = keys_of(settings)
     who = unlocked.address if coordinator is None else parse_address(coordinator)
     config_hash = bytes(32) if configuration is None else bytes.fromhex(sha256_file(configuration))
     run_id = run_id_of(name)
-    written = _client(settings, unlocked).open_run(run_id, who, config_hash)
+    written = client_of(settings, unlocked).open_run(run_id, who, config_hash)
+    if who == unlocked.address:
+        note_run(settings.federation, name)
     said = "was open before" if written.already_there else "is open"
     return Answer(
         {"run_id": to_hex(run_id), "coordinator": who, "before": written.already_there},
@@ -195,7 +90,7 @@ def commit_round(
 
     found = rounds.releases_in(releases)
     aggregate_hash = bytes(32) if aggregate is None else bytes.fromhex(sha256_file(aggregate))
-    client = _client(_settings(keys, rpc, registry, chain_id))
+    client = client_of(settings_of(keys, rpc, registry, chain_id))
     done = rounds.commit_round(client, found, run_id_of(run), round_number, aggregate_hash)
     rows = {
         "students": done.releases,
@@ -232,7 +127,7 @@ def revoke(
     from genkd.provenance.typed_data import parse_bytes32, to_hex
 
     record_id = parse_bytes32(record)
-    client = _client(_settings(keys, rpc, registry, chain_id))
+    client = client_of(settings_of(keys, rpc, registry, chain_id))
     code = RevocationReason[reason.upper().replace("-", "_")]
     written = client.revoke_as_owner(record_id, code)
     said = "was revoked before" if written.already_there else "is revoked"
@@ -242,9 +137,10 @@ def revoke(
     )
 
 
-def _settings(
+def settings_of(
     keys: Path | None, rpc: str | None, registry: str | None, chain_id: int | None
 ) -> Settings:
+    """The settings under the flags of these verbs."""
     return Settings.load(keys=keys, rpc_url=rpc, registry=registry, chain_id=chain_id)
 
 
@@ -255,7 +151,8 @@ def keys_of(settings: Settings) -> NodeKeys:
     return open_keys(settings.keys, settings.key_password_file)[1]
 
 
-def _client(settings: Settings, keys: NodeKeys | None = None) -> RegistryClient:
+def client_of(settings: Settings, keys: NodeKeys | None = None) -> RegistryClient:
+    """The registry, written to with the coordinator's keys."""
     from contracts.registry_access import registry_of
 
     return registry_of(settings, keys or keys_of(settings))

@@ -9,11 +9,17 @@ it too. How settings are resolved is told in `genkd.layered_settings`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+import typer
 from pydantic import Field
 
 from genkd.layered_settings import FederationSettings, user_folder
+
+FederationFlag = Annotated[
+    Path | None,
+    typer.Option("--federation", help="The federation's folder.", show_default="federation"),
+]
 
 
 class Settings(FederationSettings):
@@ -36,5 +42,5 @@ class Settings(FederationSettings):
     chain_folder: Path = Path("chain")
     federation: Path = Path("federation")
     host: str = Field(default="0.0.0.0", min_length=1, max_length=253)  # noqa: S104
-    port: int = Field(default=8443, ge=0, le=65535)
+    port: int = Field(default=9092, ge=0, le=65535)
     public_rpc_url: str | None = Field(default=None, repr=False)
