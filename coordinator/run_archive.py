@@ -1,0 +1,139 @@
+"""What a coordinator holds of one run: its store, its folders, its registry, and how they agree.
+
+archive = RunArchive(Path("federation"), store, press, run_id)
+archive.verify(archive.path_of(record_id)).require()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from contracts.registry import RegistryClient
+from coordinator.conversation import Handout
+from coordinator.merged_release import ReleasePress
+from coordinator.round_folder import RoundFolder
+from coordinator.store import RoundState, Store
+from genkd.errors import InputFileRefused
+from genkd.provenance import Policy, verify
+from genkd.provenance.release import (
+    RECEIPT_NAME,
+    SIZE_LIMITS,
+    directory_name,
+    read_bounded,
+    read_receipt,
+)
+from genkd.provenance.typed_data import to_hex
+from genkd.provenance.verification import Verification
+
+
+@dataclass(frozen=True)
+class DoneRound:
+    """What a round left.
+
+    Attributes:
+        number: The round.
+        release: The merged student's release directory.
+        record_id: Its record id, 32 bytes.
+        members: How many students it was merged from.
+    """
+
+    number: int
+    release: Path
+    record_id: bytes
+    members: int
+
+
+@dataclass(frozen=True)
+class RunArchive:
+    """One run on the coordinator's disk and on the chain.
+
+    Attributes:
+        folder: The federation folder.
+        store: Its store.
+        press: Signs and records in the coordinator's name.
+        run_id: The run, 32 bytes.
+    """
+
+    folder: Path
+    store: Store
+    press: ReleasePress
+    run_id: bytes
+
+    @property
+    def client(self) -> RegistryClient:
+        """The registry."""
+        return self.press.client
+
+    def place(self, number: int) -> RoundFolder:
+        """The folder of a round."""
+        return RoundFolder.of(self.folder, self.run_id, number)
+
+    def path_of(self, record_id: bytes) -> Path:
+        """Where an accepted release lies.
+
+        Raises:
+            InputFileRefused: If it is gone.
+        """
+        found = self.store.accepted_record(record_id)
+        if found is None or found.path is None or not found.path.is_dir():
+            raise InputFileRefused(
+                f"the release {to_hex(record_id)} was accepted and is not there",
+                hint="restore the federation folder from a backup",
+            )
+        return found.path
+
+    def verify(self, path: Path) -> Verification:
+        """All ten checks, with every release that this folder holds as a possible parent."""
+        return verify(
+            path,
+            policy=Policy(self.press.domain, run_ids=frozenset({self.run_id})),
+            chain=self.client.state,
+            parents_in=self._folders(),
+        )
+
+    def _folders(self) -> Sequence[Path]:
+        """Where the releases of this run lie, the nodes' and the merged ones."""
+        folders = set()
+        for one in self.store.rounds(self.run_id):
+            folders.add(self.place(one.number).path)
+            first = next(self.store.accepted(self.run_id, one.number), None)
+            if first is not None and first.path is not None:
+                folders.add(first.path.parent)
+        return sorted(folders)
+
+    def done(self, number: int) -> DoneRound | None:
+        """A round whose student was shared; None if there is something left to do.
+
+        Raises:
+            InputFileRefused: If its student is gone.
+        """
+        found = self.store.round(self.run_id, number)
+        if found is None or found.state is not RoundState.SHARED or found.merged is None:
+            return None
+        place = self.place(number)
+        path, decision = place.path / directory_name(found.merged), place.decision()
+        if not path.is_dir() or decision is None:
+            raise InputFileRefused(
+                f"the merged student of round {number} is not in {place.path}",
+                hint="restore the federation folder from a backup",
+            )
+        return DoneRound(number, path, found.merged, len(decision.parents))
+
+    def note(self, done: DoneRound, state: RoundState) -> None:
+        """Keep in the store how far a round with a signed student has come."""
+        file_hash = read_receipt(done.release).record.file_hash
+        self.store.advance(
+            self.run_id, done.number, state, merged=done.record_id, aggregate_hash=file_hash
+        )
+
+    def handout(self, done: DoneRound) -> Handout:
+        """A merged student with what goes out beside it."""
+        submissions = {one.node: one for one in self.store.accepted(self.run_id, done.number)}
+        decision = self.place(done.number).decision()
+        parents = {
+            one: read_bounded(self.path_of(one) / RECEIPT_NAME, SIZE_LIMITS[RECEIPT_NAME])
+            for one in (decision.parents if decision else ())
+        }
+        return Handout(self.run_id, done.number, done.release, parents, submissions)
