@@ -10,12 +10,14 @@ numbers under a true model card, so that everything takes milliseconds.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from contracts.acknowledgement import SignedAcknowledgement
@@ -37,6 +39,7 @@ from genkd.provenance.record import (
 from genkd.provenance.release import SIZE_LIMITS
 from genkd.provenance.secp256k1 import address_of
 from genkd.provenance.typed_data import Domain, keccak256
+from node import federation_registry
 from node.client_app import app
 from node.federation_registry import CARD_FILE
 from node.policy import POLICY_FILE, default_policy_text
@@ -311,3 +314,26 @@ def make_federation(folder: Path, count: int = 2, confirmations: int = 0) -> Mem
     for _ in range(count):
         federation.add_node()
     return federation
+
+
+def in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> MemoryFederation:
+    """Two nodes and a coordinator on a chain in memory, which the nodes' app reads too.
+
+    Nobody's own settings count: the working folder and the home are empty. The disk is not waited
+    for, since no plug is pulled; `test_durable` tests the flushing.
+    """
+    for name in [name for name in os.environ if name.startswith("GENKD_")]:
+        monkeypatch.delenv(name)
+    for name in ("work", "home"):
+        (folder / name).mkdir()
+    monkeypatch.chdir(folder / "work")
+    monkeypatch.setenv("HOME", str(folder / "home"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(folder / "home" / ".config"))
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+    made = make_federation(folder / "federation")
+
+    def registry_of(membership: Path) -> tuple[Domain, MemoryRegistry]:
+        return federation_registry.domain_of_membership(membership), made.chain
+
+    monkeypatch.setattr(federation_registry, "registry_of_membership", registry_of)
+    return made
