@@ -130,7 +130,7 @@ def _require_sense(count: int, method: str, hostile: int | None, keep: int) -> i
     if hostile < 0:
         raise UsageError(f"{hostile} hostile students", hint="give a number from 0 on")
     needed = least_students(method, hostile)  # type: ignore[arg-type] # it is one of METHODS
-    if count < needed:
+    if 0 < count < needed:  # that there are none is said where they are opened
         raise UsageError(
             f"{method} needs {needed} students to withstand {hostile} hostile, there are {count}",
             hint="wait for more students, or merge by distilling",

@@ -20,7 +20,7 @@ SHARED_WITH_PROVENANCE = {
 }
 LIGHT_MODULES = (
     *("genkd", "genkd.errors", "genkd.digest", "genkd.durable", "genkd.card", "genkd.weights"),
-    *("genkd.json_values", "genkd.run_directory", "genkd.event_log"),
+    *("genkd.json_values", "genkd.run_directory", "genkd.event_log", "genkd.averaging"),
     *("node.cli", "genkd.console", "node.settings", "node.doctor", "genkd.layered_settings"),
 )
 
