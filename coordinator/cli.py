@@ -20,6 +20,7 @@ from coordinator import (
     init_command,
     node_commands,
     registry_commands,
+    run_commands,
     serve_command,
 )
 from genkd import __version__, console
@@ -36,6 +37,7 @@ app = typer.Typer(
 )
 app.add_typer(init_command.app)
 app.add_typer(serve_command.app)
+app.add_typer(run_commands.app)
 app.add_typer(node_commands.app)
 app.add_typer(registry_commands.app)
 app.add_typer(
@@ -66,6 +68,7 @@ def genkd_coordinator(
     genkd-coordinator open-run spring
     genkd-coordinator serve
     genkd-coordinator admit 0xAb...
+    genkd-coordinator run --run spring --rounds 2 --nodes 3 --student start.safetensors
     genkd-coordinator commit-round releases/ --run spring --round 1
 
     A setting comes from its flag, from GENKD_COORDINATOR_* in the environment, from [coordinator]

@@ -27,7 +27,7 @@ from contracts.exchange import (
 )
 from coordinator.intake import Intake
 from coordinator.node_messages import Answered, NodeMessages
-from coordinator.store import Store, Submission
+from coordinator.store import RoundState, Store, Submission
 from genkd.console import say
 from genkd.errors import CannotCheck, InputFileRefused
 from genkd.provenance.node_keys import NodeKeys
@@ -218,6 +218,7 @@ class Conversation:
         if kept:
             peer.has = shared.number
             peer.next_question = peer.pause = 0.0
+            self._store.advance(shared.run_id, shared.number, RoundState.SHARED)
             self._tell(answer.node_id, f"keeps {student}")
         else:
             self._tell(answer.node_id, f"does not keep {student}: {reason}")

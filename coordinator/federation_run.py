@@ -27,14 +27,15 @@ from coordinator.conversation import Conversation
 from coordinator.intake import Intake
 from coordinator.intake_rules import IntakeRules, SharedStudent
 from coordinator.merged_release import Model
-from coordinator.merging import Interruptible, MergeMethod
+from coordinator.merging import Interruptible, MergeMethod, fault_of_member
 from coordinator.recordable import fault_of_record
 from coordinator.round_closing import RoundClosing
 from coordinator.round_folder import Decision
 from coordinator.run_archive import DoneRound, RunArchive
 from coordinator.run_plan import RunPlan
 from coordinator.start_student import StartStudent
-from coordinator.store import RoundState, Submission
+from coordinator.store import Submission
+from genkd.card import ModelCard
 from genkd.console import say
 from genkd.digest import tensor_root
 from genkd.errors import CannotCheck, ConfigurationError, Stopped, UsageError
@@ -142,7 +143,7 @@ class FederationRun:
         if present is None:
             say(f"round 0: start student recorded, {path}")
         done = DoneRound(0, path, read_receipt(path).record_id(), 0)
-        archive.note(done, RoundState.COMMITTED)
+        archive.note(done)
         return done
 
     def _round(self, number: int, before: DoneRound) -> DoneRound:
@@ -167,14 +168,14 @@ class FederationRun:
 
         def complete() -> bool:
             try:
-                return len(self._counting(number, intake, plan.nodes)) >= plan.nodes
+                return len(self._counting(number, intake, shared.card, plan.nodes)) >= plan.nodes
             except CannotCheck as error:
                 say(f"round {number}: {error.message}")
                 return False
 
         until = self._clock() + plan.wait_seconds
         self._talk.collect(number, archive.handout(before), intake, until=until, enough=complete)
-        accepted = self._counting(number, intake, plan.quorum)
+        accepted = self._counting(number, intake, shared.card, plan.quorum)
         if len(accepted) < plan.quorum:
             raise Stopped(
                 f"round {number}: {len(accepted)} releases came within {plan.wait_seconds:g} s, "
@@ -186,7 +187,9 @@ class FederationRun:
         say(f"round {number}: merging {len(accepted)} releases ({plan.method.value})")
         return decision
 
-    def _counting(self, number: int, intake: Intake, wanted: int) -> list[Submission]:
+    def _counting(
+        self, number: int, intake: Intake, card: ModelCard, wanted: int
+    ) -> list[Submission]:
         """The accepted releases of a round; once there are as many as wanted, checked once more."""
         archive = self._archive
         accepted = list(self._store.accepted(archive.run_id, number))
@@ -196,8 +199,9 @@ class FederationRun:
             say(f"{refused.node}: release no longer counts: {refused.reason}")
         kept = []
         for submission in self._store.accepted(archive.run_id, number):
-            receipt = read_receipt(archive.path_of(submission.record_id))
-            fault = fault_of_record(archive.client.state, receipt)
+            path = archive.path_of(submission.record_id)
+            fault = fault_of_record(archive.client.state, read_receipt(path))
+            fault = fault or fault_of_member(path, card, self._plan.method)
             if fault is None:
                 kept.append(submission)
             elif self._store.withdraw(submission.record_id, fault):
@@ -208,6 +212,4 @@ class FederationRun:
         """Offer a merged student to everybody who is there."""
         until = self._clock() + self._plan.share_seconds
         kept, lacking = self._talk.share(self._archive.handout(done), until=until)
-        if kept:
-            self._archive.note(done, RoundState.SHARED)
         say(f"round {done.number}: {kept} connected nodes keep its student, {lacking} do not yet")

@@ -22,7 +22,7 @@ from genkd.canonical import canonical_json, parse_json
 from genkd.card import ModelCard
 from genkd.digest import sha256_bytes
 from genkd.durable import atomic_write, unwritable
-from genkd.errors import InputFileRefused, UsageError
+from genkd.errors import ConfigurationError, InputFileRefused, UsageError
 from genkd.provenance.release import SIZE_LIMITS, read_bounded, read_receipt
 from genkd.provenance.statement import STUDENT_NAME, RecipeValue
 from genkd.provenance.typed_data import to_hex
@@ -70,7 +70,8 @@ class MergePlan:
 
     Attributes:
         method: How.
-        student: What the merged student is. Averages are of this very spec.
+        student: What the merged student is; None takes what the students are, with all their
+            classes. Averages are what their members are.
         start: A student file to start distilling from; None for fresh weights.
         seed: Of everything that is drawn, 0 to 2^63 - 1.
         budget: What distilling may spend, as `genkd.recipe.Budget` reads it; None: the recipe says.
@@ -83,7 +84,7 @@ class MergePlan:
     """
 
     method: MergeMethod
-    student: ModelCard
+    student: ModelCard | None
     start: Path | None = None
     seed: int = 0
     budget: str | None = None
@@ -166,6 +167,23 @@ def merge_releases(
     return merged
 
 
+def fault_of_member(release: Path, card: ModelCard, method: MergeMethod) -> str | None:
+    """Why a release cannot be merged into a student with this card by itself; None if it can.
+
+    A release that claims to know nothing, or no class of the federation, must not be found out when
+    the others are merged. What averaging needs, the intake's rules ask.
+    """
+    if method is not MergeMethod.DISTILL:
+        return None
+    from genkd.merge import ensemble_of, member_of
+
+    try:
+        ensemble_of([member_of(release)], card)
+    except (InputFileRefused, ConfigurationError) as error:
+        return error.message
+    return None
+
+
 def _noted(out: Path, ids: list[str], method: MergeMethod) -> Merged | None:
     """The finished merge of these releases that lies in a folder, None if there is none."""
     path = out / STUDENT_NAME
@@ -195,7 +213,6 @@ def _distilled(
 ) -> Merged:
     from genkd.finished_run import read_finished_run
     from genkd.merge import member_of, merge
-
     from genkd.train import Progress
 
     with interruptible() as check:
@@ -233,7 +250,8 @@ def _averaged(releases: Sequence[Path], out: Path, plan: MergePlan) -> Merged:
     done = average(
         [path / STUDENT_NAME for path in releases], out / STUDENT_NAME, AVERAGES[plan.method]
     )
-    _require_card(done.card, plan.student)
+    if plan.student is not None:
+        _require_card(done.card, plan.student)
     recipe: dict[str, RecipeValue] = {
         "merge": plan.method.value,
         "members": len(releases),

@@ -97,7 +97,7 @@ class RoundClosing:
         self._say(f"student merged of {len(decision.parents)} recorded, {path}")
         record_id = read_receipt(path).record_id()
         done = DoneRound(self._number, path, record_id, len(decision.parents))
-        self._archive.note(done, RoundState.COMMITTED)
+        self._archive.note(done)
         return done
 
     # ------------------------------------------------------------------ which are merged

@@ -121,11 +121,15 @@ class RunArchive:
             )
         return DoneRound(number, path, found.merged, len(decision.parents))
 
-    def note(self, done: DoneRound, state: RoundState) -> None:
-        """Keep in the store how far a round with a signed student has come."""
+    def note(self, done: DoneRound) -> None:
+        """Keep in the store that a round is committed, and which its merged student is."""
         file_hash = read_receipt(done.release).record.file_hash
         self.store.advance(
-            self.run_id, done.number, state, merged=done.record_id, aggregate_hash=file_hash
+            self.run_id,
+            done.number,
+            RoundState.COMMITTED,
+            merged=done.record_id,
+            aggregate_hash=file_hash,
         )
 
     def handout(self, done: DoneRound) -> Handout:

@@ -29,6 +29,7 @@ from genkd import __version__
 from genkd.digest import tensor_root
 from genkd.durable import TEMPORARY_PREFIX, unwritable
 from genkd.errors import ConfigurationError, InputFileRefused, KeyOrSignatureError
+from genkd.finished_run import FinishedRun, read_finished_run
 from genkd.provenance.draft import Draft, build_release
 from genkd.provenance.keys import KeyFolder
 from genkd.provenance.node_keys import NodeKeys
@@ -40,7 +41,6 @@ from genkd.provenance.release import (
 )
 from genkd.provenance.typed_data import Domain, to_hex
 from genkd.run_directory import LOCK_FILE, RELEASE_FOLDER
-from node.finished_run import FinishedRun, read_finished_run
 
 if TYPE_CHECKING:
     from contracts.registry import RegistryClient
