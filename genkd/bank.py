@@ -62,10 +62,17 @@ class SynthesisBank:
         self._labels = torch.cat((self._labels, labels))[-keep:]
         self._confidence = torch.cat((self._confidence, confidence.float()))[-keep:]
 
-    def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """`count` images, with replacement, as float32 (count, C, H, W) in [0, 1]."""
-        index = torch.randint(len(self), (count,), generator=generator, device=generator.device)
-        return as_images(self._images[index.to(self._images.device)])
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """`count` images, with replacement: float32 (count, C, H, W) in [0, 1], and their labels.
+
+        Every class that has images is as likely as every other, however many it has: some classes
+        are confirmed less often, and of several teachers some know more classes.
+        """
+        chances = 1 / torch.bincount(self._labels).clamp_min(1).float()
+        index = torch.multinomial(
+            chances[self._labels].to(generator.device), count, True, generator=generator
+        ).to(self._images.device)
+        return as_images(self._images[index]), self._labels[index]
 
     def samples(self, per_class: int, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
         """Images of each class, evenly over the bank's age, for people to look at.

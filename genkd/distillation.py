@@ -11,47 +11,33 @@ the node), result.json, student.safetensors, student.json and report.html.
 from __future__ import annotations
 
 import dataclasses
-import io
-import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from genkd import __version__
-from genkd.bank import SynthesisBank, as_images
 from genkd.card import InputCard, ModelCard, ModelSpec, card_to_json
-from genkd.cost import (
-    device_name,
-    evaluation_mode,
-    is_out_of_memory,
-    measure_cost,
-    peak_memory_bytes,
-)
+from genkd.cost import evaluation_mode, is_out_of_memory
 from genkd.device import Device, choose_device
-from genkd.digest import sha256_bytes
-from genkd.errors import ConfigurationError, InputFileRefused, ResourceExhausted, UsageError
+from genkd.ensemble import Ensemble
+from genkd.errors import InputFileRefused, ResourceExhausted, UsageError
 from genkd.evaluate import load_student
 from genkd.models import build_model
 from genkd.recipe import Budget, Recipe, find_recipe
 from genkd.report import write_report
+from genkd.results import write_results
 from genkd.run_directory import RunDirectory
+from genkd.student import NormalisedStudent
 from genkd.teacher import Teacher, load_teacher
-from genkd.train import Progress, Trained, train_student
-from genkd.weights import model_bytes
+from genkd.train import Progress, train_student
 
 __all__ = ["DistillReport", "Progress", "distill"]
 
 DESCRIPTION = "distilled without data by GenKD"
-SAMPLES_PER_CLASS = 32
-RESULT_VERSION = 1
-AGREEMENT_IMAGES = 2048
-# Images at once when the finished student is measured; fewer where training had to make do.
-MEASURED_BATCH = 256
 MAX_SEED = 2**63 - 1
 
 
@@ -76,27 +62,8 @@ class DistillReport:
     rounds: int
 
 
-class _Normalised(nn.Module):
-    """A student with the teacher's normalisation in front, so that it takes images in [0, 1]."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, network: nn.Module, card: InputCard) -> None:
-        super().__init__()
-        self.network = network
-        shape = (1, card.channels, 1, 1)
-        self.register_buffer("mean", torch.tensor(card.mean).reshape(shape))
-        self.register_buffer("std", torch.tensor(card.std).reshape(shape))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [0, 1] to logits (B, K)."""
-        logits: Tensor = self.network((images - self.mean) / self.std)
-        return logits
-
-
 @contextmanager
-def _memory_errors() -> Iterator[None]:
+def memory_errors() -> Iterator[None]:
     """Memory that runs out where no smaller batch would help."""
     try:
         yield
@@ -109,7 +76,7 @@ def _memory_errors() -> Iterator[None]:
         ) from error
 
 
-@_memory_errors()
+@memory_errors()
 def distill(
     *,
     teacher: str | Path,
@@ -161,8 +128,7 @@ def distill(
     """
     chosen = find_recipe(recipe, overrides or {})
     limit = Budget.parse(chosen.budget if budget is None else budget)
-    if not 0 <= seed <= MAX_SEED:
-        raise UsageError(f"{seed} is not a seed", hint=f"use a whole number from 0 to {MAX_SEED}")
+    check_seed(seed)
     where = choose_device(device, precision)
     loaded = load_teacher(
         teacher,
@@ -176,7 +142,7 @@ def distill(
     card = _student_card(student, loaded.card, earlier)
     if card.class_names != loaded.card.class_names and card.class_names is not None:
         loaded = loaded.among(card.class_names)
-    network = _student_network(card, earlier, seed)
+    network = new_student(card, earlier, seed)
     configuration = {
         "teacher_sha256": loaded.sha256,
         "teacher_architecture": loaded.card.spec.architecture,
@@ -190,12 +156,63 @@ def distill(
         "recipe": dataclasses.asdict(chosen),
         "version": __version__,
     }
+    return train_in(
+        out,
+        configuration,
+        teacher=loaded,
+        network=network,
+        card=card,
+        recipe=chosen,
+        budget=limit,
+        device=where,
+        seed=seed,
+        fresh=fresh,
+        export_onnx=export_onnx,
+        on_progress=on_progress,
+    )
+
+
+def train_in(
+    out: str | Path,
+    configuration: Mapping[str, object],
+    *,
+    teacher: Teacher | Ensemble,
+    network: nn.Module,
+    card: ModelCard,
+    recipe: Recipe,
+    budget: Budget,
+    device: Device,
+    seed: int,
+    fresh: bool,
+    export_onnx: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> DistillReport:
+    """Train a student in a run directory and write everything that the run leaves.
+
+    Args:
+        out: The run directory.
+        configuration: By which a run is resumed or refused.
+        teacher: On the CPU; of an ensemble, each member synthesises in turn.
+        network: The student, in its initial state, on the CPU.
+        card: The student's.
+        recipe: What to do.
+        budget: When to stop.
+        device: Where.
+        seed: Of everything that is drawn.
+        fresh: Delete an earlier run and start anew.
+        export_onnx: Write student.onnx too.
+        on_progress: Called once a round.
+
+    Raises:
+        ConfigurationError: If the run directory is another run's, or training diverges.
+        ResourceExhausted: If memory or disk runs out.
+    """
     with RunDirectory.open(out, configuration, fresh=fresh) as run:
-        loaded.to(where.torch, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        model = _Normalised(network, card.input)
-        model.to(where.torch, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        trained = train_student(loaded, model, chosen, limit, where, seed, run, on_progress)
-        _write_results(run, loaded, model, card, trained, chosen, where, seed)
+        teacher.to(device.torch, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = NormalisedStudent(network, card.input)
+        model.to(device.torch, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        trained = train_student(teacher, model, recipe, budget, device, seed, run, on_progress)
+        write_results(run, teacher, model, card, trained, recipe, device, seed)
         run.event("end", rounds=trained.rounds, seconds=trained.seconds)
         if export_onnx:
             from genkd.export import export_onnx as write_onnx
@@ -210,6 +227,16 @@ def distill(
             trained.teacher_passes,
             trained.rounds,
         )
+
+
+def check_seed(seed: int) -> None:
+    """Refuse what is no seed.
+
+    Raises:
+        UsageError: If it is outside 0..2^63 - 1.
+    """
+    if not 0 <= seed <= MAX_SEED:
+        raise UsageError(f"{seed} is not a seed", hint=f"use a whole number from 0 to {MAX_SEED}")
 
 
 def _student_card(student: str, teacher: ModelCard, earlier: Teacher | None) -> ModelCard:
@@ -249,7 +276,7 @@ def _size(image: InputCard) -> str:
     return f"{image.channels}x{image.height}x{image.width}"
 
 
-def _student_network(card: ModelCard, earlier: Teacher | None, seed: int) -> nn.Module:
+def new_student(card: ModelCard, earlier: Teacher | None, seed: int) -> nn.Module:
     """A fresh network, or one with the weights of an earlier student."""
     random = torch.Generator().manual_seed(seed)
     network = build_model(card.spec, generator=random)
@@ -274,117 +301,3 @@ def _try_out(network: nn.Module, card: ModelCard) -> None:
             f"{image.channels}x{image.height}x{image.width}: {reason}",
             hint="choose another --student, for example resnet8-half",
         ) from error
-
-
-def _write_results(
-    run: RunDirectory,
-    teacher: Teacher,
-    model: _Normalised,
-    card: ModelCard,
-    trained: Trained,
-    recipe: Recipe,
-    device: Device,
-    seed: int,
-) -> None:
-    """Everything of the run directory but the report, the student's file last of its pair."""
-    state = model.network.state_dict()
-    if not all(bool(torch.isfinite(value).all()) for value in state.values()):
-        raise ConfigurationError(
-            "the student diverged: its weights are not finite",
-            hint=f"start anew: --fresh --set student_rate={recipe.student_rate / 3:.1g}",
-        )
-    metadata = {"v": 1, "card": card_to_json(card)}
-    data = model_bytes(state, metadata)
-    run.write_json("student.json", metadata["card"])
-    run.write_bytes("student.safetensors", data)
-    run.write_bytes("samples.npz", _samples(trained.bank, card.spec.num_classes))
-    image = card.input
-    batch = min(MEASURED_BATCH, trained.batch)
-    images = torch.zeros(batch, image.channels, image.height, image.width, device=device.torch)
-    cost = {name: measure_cost(m, images) for name, m in (("teacher", teacher), ("student", model))}
-    shas = {"teacher": teacher.sha256, "student": sha256_bytes(data)}
-    names = {"teacher": teacher.card.spec.architecture, "student": card.spec.architecture}
-    run.write_json(
-        "result.json",
-        {
-            "schema_version": RESULT_VERSION,
-            "seed": seed,
-            "recipe": dataclasses.asdict(recipe),
-            "versions": {
-                "genkd-node": __version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
-            "machine": {
-                "system": platform.platform(),
-                "device": device_name(device.torch),
-                "precision": device.precision,
-                "threads": torch.get_num_threads(),
-            },
-            "seconds": trained.seconds,
-            "phase_seconds": trained.phase_seconds,
-            "phase_memory_bytes": trained.phase_memory_bytes,
-            "peak_memory_bytes": peak_memory_bytes(device.torch),
-            "rounds": trained.rounds,
-            "samples": trained.samples,
-            "teacher_passes": trained.teacher_passes,
-            **{
-                name: {"architecture": names[name], "sha256": shas[name], **cost[name].as_json()}
-                for name in ("teacher", "student")
-            },
-            "class_names": card.class_names,
-            "energy": _energy(model, teacher.known, trained.bank, device, batch),
-            "agreement_per_class": _agreement_per_class(
-                teacher, model, trained.bank, device, batch
-            ),
-            "final": trained.figures,
-        },
-    )
-
-
-@torch.no_grad()
-def _energy(
-    model: nn.Module, known: tuple[int, ...], bank: SynthesisBank, device: Device, batch: int
-) -> dict[str, float]:
-    """Mean and deviation of the student's energy -LogSumExp over the known classes, in nats.
-
-    Liu et al. 2020 (arXiv:2010.03759, eq. 4, temperature 1). Of the bank's images, so that whoever
-    asks several students can tell whose images an image resembles; see `genkd.ensemble`.
-    """
-    classes = len(known)
-    images, _, _ = bank.samples(max(1, AGREEMENT_IMAGES // classes), int(max(known)) + 1)
-    model.eval()
-    places = torch.tensor(known, device=device.torch)
-    energies = torch.cat(
-        [
-            -model(as_images(part.to(device.torch))).float()[:, places].logsumexp(1)
-            for part in torch.split(images, batch)
-        ]
-    )
-    return {"mean": energies.mean().item(), "deviation": energies.std(correction=0).item()}
-
-
-@torch.no_grad()
-def _agreement_per_class(
-    teacher: Teacher, model: nn.Module, bank: SynthesisBank, device: Device, batch: int
-) -> list[float | None]:
-    """Of an even selection of the bank, as stored: how often the student agrees, by class."""
-    classes = teacher.card.spec.num_classes
-    images, labels, _ = bank.samples(max(1, AGREEMENT_IMAGES // classes), classes)
-    agreed = torch.zeros(classes)
-    count = torch.bincount(labels, minlength=classes)
-    model.eval()
-    for part, label in zip(torch.split(images, batch), torch.split(labels, batch), strict=True):
-        x = as_images(part.to(device.torch))
-        same = (model(x).argmax(1) == teacher(x).argmax(1)).float().cpu()
-        agreed.index_add_(0, label, same)
-    return [float(a / n) if n else None for a, n in zip(agreed, count, strict=True)]
-
-
-def _samples(bank: SynthesisBank, num_classes: int) -> bytes:
-    images, labels, confidence = bank.samples(SAMPLES_PER_CLASS, num_classes)
-    buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer, images=images.numpy(), labels=labels.numpy(), confidence=confidence.numpy()
-    )
-    return buffer.getvalue()

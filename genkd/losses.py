@@ -158,20 +158,22 @@ def within_class_deviation(values: Tensor, labels: Tensor, num_classes: int) -> 
     return torch.where(count >= 2, deviation, torch.nan)
 
 
-def mixup(images: Tensor, generator: torch.Generator) -> Tensor:
+def mixup(images: Tensor, shares: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Each image blended with another: lambda x + (1 - lambda) x', lambda uniform in [0, 1].
 
-    Zhang et al. 2018 (arXiv:1710.09412) with alpha = 1, where their Beta is uniform. Inputs only.
+    Zhang et al. 2018 (arXiv:1710.09412, eq. 1) with alpha = 1, where their Beta is uniform.
 
     Args:
         images: (B, C, H, W).
+        shares: (B, K), of which classes each image is; blended likewise.
         generator: Source of lambda and of the permutation.
 
     Returns:
-        (B, C, H, W).
+        (B, C, H, W) and (B, K).
     """
     partner, share = _partners(images, generator)
-    return torch.lerp(images[partner], images, share.view(-1, 1, 1, 1))
+    blended = torch.lerp(images[partner], images, share.view(-1, 1, 1, 1))
+    return blended, torch.lerp(shares[partner], shares, share.view(-1, 1).to(shares.dtype))
 
 
 def cutmix(images: Tensor, generator: torch.Generator) -> Tensor:

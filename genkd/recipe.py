@@ -235,6 +235,8 @@ PRESETS: Mapping[str, Recipe] = {
     # To see that everything works, and what it looks like.
     "quick": dataclasses.replace(STANDARD, budget="3m"),
     "standard": STANDARD,
+    # Many students into one: its teachers are small, and what they know is small too.
+    "merge": dataclasses.replace(STANDARD, budget="10m"),
     "thorough": dataclasses.replace(STANDARD, budget="3h", bank_images=100_000),
 }
 

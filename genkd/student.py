@@ -15,10 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from genkd.augmentation import augment
 from genkd.bank import SynthesisBank
+from genkd.card import InputCard
 from genkd.device import Device
+from genkd.ensemble import Ensemble
 from genkd.losses import distillation_loss
 from genkd.recipe import Recipe
 from genkd.teacher import Teacher
@@ -27,6 +30,30 @@ MOMENTUM = 0.9
 # The rate rises linearly over the first share of the budget, then falls along a cosine.
 RATE_WARM_UP = 0.05
 LOWEST_RATE = 1e-3  # as a share of the peak
+
+
+class NormalisedStudent(nn.Module):
+    """A student with its normalisation in front, so that it takes images in [0, 1].
+
+    Args:
+        network: Takes normalised images (B, C, H, W), gives logits (B, K).
+        card: Says the mean and the standard deviation.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, card: InputCard) -> None:
+        super().__init__()
+        self.network = network
+        shape = (1, card.channels, 1, 1)
+        self.register_buffer("mean", torch.tensor(card.mean).reshape(shape))
+        self.register_buffer("std", torch.tensor(card.std).reshape(shape))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [0, 1] to logits (B, K)."""
+        logits: Tensor = self.network((images - self.mean) / self.std)
+        return logits
 
 
 class StudentLearner:
@@ -53,7 +80,7 @@ class StudentLearner:
         self.batch = recipe.student_batch
 
     def learn(
-        self, teacher: Teacher, bank: SynthesisBank, progress: float
+        self, teacher: Teacher | Ensemble, bank: SynthesisBank, progress: float
     ) -> tuple[dict[str, Tensor], float]:
         """`student_steps` steps on augmented images of the bank.
 
@@ -96,17 +123,20 @@ class StudentLearner:
         self.student.load_state_dict(state["student"])
         self.optimizer.load_state_dict(state["optimizer"])
 
-    def _step(self, teacher: Teacher, bank: SynthesisBank) -> dict[str, Tensor]:
+    def _step(self, teacher: Teacher | Ensemble, bank: SynthesisBank) -> dict[str, Tensor]:
         recipe = self.recipe
         with torch.no_grad():
-            images = augment(
-                bank.draw(self.batch, self.random),
+            stored, labels = bank.draw(self.batch, self.random)
+            images, shares = augment(
+                stored,
+                functional.one_hot(labels, teacher.card.spec.num_classes).float(),
                 affine=recipe.affine,
                 mixed_share=recipe.mixed_share,
                 generator=self.random,
-            ).contiguous(memory_format=torch.channels_last)
+            )
+            images = images.contiguous(memory_format=torch.channels_last)
             with self.device.autocast():
-                teacher_logits = teacher(images)
+                teacher_logits = teacher.answer(images, shares)
         with self.device.autocast():
             student_logits = self.student(images)
         loss = distillation_loss(teacher_logits, student_logits, recipe.temperature)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from genkd.bank import SynthesisBank
 from genkd.cost import is_out_of_memory, memory_in_use_bytes
 from genkd.device import Device
+from genkd.ensemble import Ensemble
 from genkd.errors import ConfigurationError, ResourceExhausted
 from genkd.recipe import Budget, Recipe
 from genkd.run_directory import RunDirectory
@@ -97,11 +98,17 @@ class _Training:
     """All that changes while training, so that a checkpoint is one call."""
 
     def __init__(
-        self, teacher: Teacher, student: nn.Module, recipe: Recipe, device: Device, seed: int
+        self,
+        teacher: Teacher | Ensemble,
+        student: nn.Module,
+        recipe: Recipe,
+        device: Device,
+        seed: int,
     ) -> None:
         image = teacher.card.input
         self.random = device.generator(seed)
-        self.synthesiser = Synthesiser(teacher, recipe, device, self.random)
+        sources = teacher.members if isinstance(teacher, Ensemble) else (teacher,)
+        self.synthesisers = [Synthesiser(one, recipe, device, self.random) for one in sources]
         self.learner = StudentLearner(student, recipe, device, self.random)
         shape = (image.channels, image.height, image.width)
         self.bank = SynthesisBank(recipe.bank_images, shape, device.torch)
@@ -121,7 +128,16 @@ class _Training:
 
     @property
     def teacher_passes(self) -> int:
-        return self.synthesiser.teacher_passes + self.student_passes
+        return sum(one.teacher_passes for one in self.synthesisers) + self.student_passes
+
+    @property
+    def synthesiser(self) -> Synthesiser:
+        """Whose round it is: every member of an ensemble in turn."""
+        return self.synthesisers[self.round % len(self.synthesisers)]
+
+    def halve_batch(self) -> int:
+        """Make half as many images a round from now on; how many, or 0 if that is not possible."""
+        return min([one.halve_batch() for one in self.synthesisers])
 
     def spent(self, budget: Budget) -> float:
         """Share of the budget that is spent, 0..1."""
@@ -135,7 +151,7 @@ class _Training:
     def state_dict(self) -> dict[str, Any]:
         return {
             "random": self.random.get_state(),
-            "synthesiser": self.synthesiser.state_dict(),
+            "synthesisers": [one.state_dict() for one in self.synthesisers],
             "learner": self.learner.state_dict(),
             "bank": self.bank.state_dict(),
             "round": self.round,
@@ -147,7 +163,8 @@ class _Training:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.random.set_state(state["random"])
-        self.synthesiser.load_state_dict(state["synthesiser"])
+        for one, kept in zip(self.synthesisers, state["synthesisers"], strict=True):
+            one.load_state_dict(kept)
         self.learner.load_state_dict(state["learner"])
         self.bank.load_state_dict(state["bank"])
         self.round, self.student_passes = state["round"], state["student_passes"]
@@ -156,7 +173,7 @@ class _Training:
 
 
 def train_student(
-    teacher: Teacher,
+    teacher: Teacher | Ensemble,
     student: nn.Module,
     recipe: Recipe,
     budget: Budget,
@@ -172,7 +189,7 @@ def train_student(
     on the machine.
 
     Args:
-        teacher: On the device.
+        teacher: On the device. Of an ensemble, each member synthesises in turn.
         student: On the device; maps images in [0, 1] to logits; any initial weights.
         recipe: What to do.
         budget: When to stop.
@@ -210,7 +227,8 @@ def train_student(
                 _save(training, run)
                 last_checkpoint = time.monotonic()
     finally:
-        training.synthesiser.close()
+        for one in training.synthesisers:
+            one.close()
     if training.bank.added == 0:
         raise ConfigurationError(
             f"the teacher confirms none of the images of {training.round} rounds",
@@ -238,7 +256,7 @@ def _save(training: _Training, run: RunDirectory) -> None:
 
 def _round(
     training: _Training,
-    teacher: Teacher,
+    teacher: Teacher | Ensemble,
     student: nn.Module,
     recipe: Recipe,
     progress: float,
@@ -249,7 +267,7 @@ def _round(
     steer = progress >= recipe.warm_up
     batch = _in_memory(
         lambda: training.synthesiser.synthesise(student, steer=steer),
-        training.synthesiser.halve_batch,
+        training.halve_batch,
         run,
         training.round,
     )

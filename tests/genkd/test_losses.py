@@ -168,9 +168,10 @@ def test_within_class_deviation_has_a_finite_gradient_at_collapse() -> None:
 def test_mixup_blends_two_images_of_the_batch_by_one_share() -> None:
     # Image i is 2^i everywhere (times a pattern): a blend is a combination of two of them.
     originals = torch.eye(6).view(6, 6, 1, 1).expand(6, 6, 4, 4)
-    mixed = mixup(originals, seeded(0))
+    mixed, of_classes = mixup(originals, torch.eye(6), seeded(0))
     assert mixed.shape == originals.shape
     shares = mixed[:, :, 0, 0]
+    torch.testing.assert_close(of_classes, shares)
     assert torch.equal(mixed, shares.view(6, 6, 1, 1).expand_as(mixed))
     torch.testing.assert_close(shares.sum(1), torch.ones(6))
     assert ((shares > 0).sum(1) <= 2).all()
@@ -179,7 +180,9 @@ def test_mixup_blends_two_images_of_the_batch_by_one_share() -> None:
 
 def test_mixup_shares_are_uniform() -> None:
     images = torch.eye(2).view(2, 2, 1, 1)[torch.arange(4000) % 2]
-    own = mixup(images, seeded(0))[torch.arange(4000), torch.arange(4000) % 2, 0, 0]
+    own = mixup(images, torch.ones(4000, 1), seeded(0))[0][
+        torch.arange(4000), torch.arange(4000) % 2, 0, 0
+    ]
     blended = own[own < 1]  # a partner of another kind: about half of them
     assert len(blended) > 1500
     assert float(blended.mean()) == pytest.approx(0.5, abs=0.03)
@@ -213,7 +216,11 @@ def test_cutmix_boxes_have_the_expected_area() -> None:
     assert float(foreign) == pytest.approx(expected, abs=0.012)
 
 
-@pytest.mark.parametrize("augment", [mixup, cutmix])
+def mixed_up(images: Tensor, generator: torch.Generator) -> Tensor:
+    return mixup(images, torch.ones(len(images), 1), generator)[0]
+
+
+@pytest.mark.parametrize("augment", [mixed_up, cutmix])
 def test_augmentation_is_deterministic_and_leaves_its_input(augment: object) -> None:
     images = torch.rand(6, 3, 8, 8, generator=seeded(1))
     before = images.clone()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from genkd.bank import SynthesisBank, quantise
-from genkd.card import ModelSpec
+from genkd.card import InputCard, ModelCard, ModelSpec
 from genkd.device import Device
 from genkd.models import build_model
 from genkd.recipe import Recipe
@@ -61,9 +61,10 @@ class Counted(nn.Module):
 
     def __init__(self, teacher: Teacher) -> None:
         super().__init__()
-        self.teacher, self.batches = teacher, list[int]()
+        self.teacher, self.card, self.batches = teacher, teacher.card, list[int]()
 
-    def forward(self, images: Tensor) -> Tensor:
+    def answer(self, images: Tensor, shares: Tensor) -> Tensor:
+        torch.testing.assert_close(shares.sum(1), torch.ones(len(images)))
         self.batches.append(len(images))
         assert float(images.min()) >= 0
         assert float(images.max()) <= 1 + 1e-6
@@ -143,7 +144,11 @@ def test_steps_batches_and_figures_are_what_the_recipe_says(tiny_teacher: Path) 
 def test_one_sgd_step_by_hand() -> None:
     """A linear student of one pixel, whose step can be computed with a pencil."""
 
-    class Fixed(nn.Module):
+    class Fixed(Teacher):
+        def __init__(self) -> None:
+            card = ModelCard(ModelSpec("fixed", 2, 1), InputCard(1, 1, 1, (0.0,), (1.0,)), None, "")
+            super().__init__(nn.Identity(), card, "")
+
         def forward(self, images: Tensor) -> Tensor:
             return torch.tensor([[0.0, 2.0]]).expand(len(images), 2)
 
@@ -155,7 +160,7 @@ def test_one_sgd_step_by_hand() -> None:
     learner = StudentLearner(student, recipe, place, place.generator(0))
     bank = SynthesisBank(4, (1, 1, 1), place.torch)
     bank.add(torch.full((1, 1, 1, 1), 255, dtype=torch.uint8), torch.zeros(1).long(), torch.ones(1))
-    learner.learn(Fixed(), bank, progress=0.05)  # type: ignore[arg-type]
+    learner.learn(Fixed(), bank, progress=0.05)
     # dL/ds = T (softmax(s / T) - softmax(t / T)); Nesterov's first step is 1 + 0.9 of it.
     target = torch.tensor([0.0, 1.0]).softmax(0)
     gradient = 2 * (torch.tensor([0.5, 0.5]) - target)
