@@ -38,6 +38,7 @@ from genkd.provenance.release import RECEIPT_NAME, read_release
 from genkd.provenance.secp256k1 import address_of
 from genkd.provenance.statement import STUDENT_NAME
 from genkd.provenance.typed_data import Domain, keccak256
+from genkd.safetensors_header import read_header
 
 DOMAIN = Domain(31337, "0x5FbDB2315678afecb367f032d93F642f64180aa3")
 RUN = keccak256(b"submissions")
@@ -176,19 +177,18 @@ def _of_another_round(files: dict[str, bytes], keys: NodeKeys) -> dict[str, byte
     return signed_release(keys, files[STUDENT_NAME], round=ROUND + 1)
 
 
-def _teacher_not_committed(files: dict[str, bytes], keys: NodeKeys) -> dict[str, bytes]:
+def _not_enrolled(files: dict[str, bytes], keys: NodeKeys) -> dict[str, bytes]:
     stranger = make_keys(7)  # enrolled nowhere
     return signed_release(stranger, files[STUDENT_NAME], deadline=NOW + 3600 + len(keys.address))
 
 
 def _a_thousand_times(files: dict[str, bytes], keys: NodeKeys) -> dict[str, bytes]:
-    def scale(tensors: dict[str, np.ndarray]) -> None:
-        tensors["fc.weight"] *= np.float32(1000)
-
-    size = len(files[STUDENT_NAME])
-    return signed_release(
-        keys, student_file(int(keys.address, 16) % 2**32, size=size, change=scale)
-    )
+    student = files[STUDENT_NAME]
+    header = read_header(student)
+    weights = header.tensors["fc.weight"]
+    start, end = header.data_offset + weights.start, header.data_offset + weights.end
+    larger = np.frombuffer(student[start:end], "<f4") * np.float32(1000)
+    return signed_release(keys, student[:start] + larger.tobytes() + student[end:])
 
 
 def _signed_by_another(files: dict[str, bytes], keys: NodeKeys) -> dict[str, bytes]:
@@ -200,7 +200,7 @@ def _signed_by_another(files: dict[str, bytes], keys: NodeKeys) -> dict[str, byt
 INVALID: Mapping[str, Callable[[dict[str, bytes], NodeKeys], dict[str, bytes]]] = {
     "bit flipped": _flip_a_bit,
     "another round": _of_another_round,
-    "node not enrolled": _teacher_not_committed,
+    "node not enrolled": _not_enrolled,
     "weights x1000": _a_thousand_times,
     "signed by another": _signed_by_another,
 }

@@ -85,12 +85,14 @@ class StoreFile:
 
     def _prepare(self, schema: str, version: int) -> None:
         with translated(self.path):
-            self._require_ours(version)
+            there = self._require_ours(version)
             self.execute("PRAGMA journal_mode = WAL")
             self.execute("PRAGMA synchronous = FULL")
             verdict = self.execute("PRAGMA quick_check(1)")[0][0]
             if verdict != "ok":
                 raise sqlite3.DatabaseError(verdict)
+        if there:
+            return  # without a transaction, for another process may write meanwhile
         with self.writing():
             if not self._require_ours(version):  # two may have begun at once
                 for statement in schema.split(";"):
