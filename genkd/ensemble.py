@@ -103,14 +103,16 @@ class Ensemble(nn.Module):
             images: (B, C, H, W) in [0, 1].
             shares: (B, K), of which classes each image was made; rows sum to 1.
         """
-        return self._believe(images, (shares @ self.knows.T).clamp_min(LEAST).log())
+        weight = shares @ self.knows.T  # (B, N)
+        nobody = weight.sum(1, keepdim=True) == 0
+        return self._believe(images, weight.masked_fill(nobody, 1))
 
-    def _believe(self, images: Tensor, log_weight: Tensor | None) -> Tensor:
+    def _believe(self, images: Tensor, weight: Tensor | None) -> Tensor:
         logits = torch.stack([member(images).float() for member in self._members], 1)  # (B, N, K)
         energies = (-logits.logsumexp(2) - self.mean) / self.deviation  # (B, N)
         gate = -energies / TEMPERATURE
-        if log_weight is not None:
-            gate = gate + log_weight
+        if weight is not None:
+            gate = gate + weight.log()
         says = gate.softmax(1).unsqueeze(2) * self.competence * logits.softmax(2)  # (B, N, K)
         probability = says.sum(1) / says.sum((1, 2)).clamp_min(LEAST).unsqueeze(1)
         return probability.clamp_min(LEAST).log()

@@ -1,0 +1,112 @@
+"""Whom an ensemble believes: by hand, with members that answer what they are told to."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from genkd.card import InputCard, ModelCard, ModelSpec
+from genkd.digest import sha256_bytes
+from genkd.ensemble import LEAST, Ensemble, Member
+from genkd.teacher import UNKNOWN, Teacher
+
+CARD = ModelCard(
+    ModelSpec("fixed", 3, 1), InputCard(1, 1, 1, (0.0,), (1.0,)), ("a", "b", "c"), "for tests"
+)
+IMAGES = torch.zeros(2, 1, 1, 1)
+
+
+class Saying(nn.Module):
+    """Answers the same of every image."""
+
+    def __init__(self, *logits: float) -> None:
+        super().__init__()
+        self.logits = torch.tensor(logits)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits.expand(len(images), -1)
+
+
+def member(
+    *logits: float,
+    knows: tuple[int, ...],
+    competence: tuple[float, ...] | None = None,
+    mean: float = 0.0,
+    deviation: float = 1.0,
+) -> Member:
+    student = Teacher(Saying(*logits), CARD, sha256_bytes(str(logits).encode())).knowing(knows)
+    return Member(student, competence or (1.0,) * len(knows), mean, deviation)
+
+
+def test_one_member_is_believed_about_what_it_knows_only() -> None:
+    log_p = Ensemble([member(1.0, 0.0, 9.0, knows=(0, 1))])(IMAGES)
+    odds = math.e
+    torch.testing.assert_close(log_p[0, 0].exp(), torch.tensor(odds / (1 + odds)))
+    torch.testing.assert_close(log_p[0, 1].exp(), torch.tensor(1 / (1 + odds)))
+    assert log_p[0, 2] == math.log(LEAST)
+
+
+def test_whoever_finds_an_image_familiar_is_believed() -> None:
+    # Energies: -ln(e^2 + e^2) = -2 - ln 2 and -1; standardised (-2 - ln 2 + 2) / 1 = -ln 2 and
+    # (-1 + 2) / 2 = 1/2. Gates 2 : e^(-1/2).
+    first = member(2.0, 2.0, 7.0, knows=(0, 1), mean=-2.0)
+    second = member(7.0, 7.0, 1.0, knows=(2,), mean=-2.0, deviation=2.0)
+    probability = Ensemble([first, second])(IMAGES)[0].exp()
+    gate = 2 / (2 + math.exp(-0.5))
+    torch.testing.assert_close(probability, torch.tensor([gate / 2, gate / 2, 1 - gate]))
+
+
+def test_of_an_image_made_for_a_class_those_are_asked_who_know_it() -> None:
+    sure = member(0.0, 50.0, 50.0, knows=(1, 2))  # finds everything familiar
+    right = member(3.0, 0.0, 0.0, knows=(0, 1))
+    ensemble = Ensemble([sure, right])
+    assert ensemble(IMAGES).argmax(1).tolist() == [1, 1]
+    shares = torch.tensor([[1.0, 0, 0], [0, 0, 1.0]])
+    answered = ensemble.answer(IMAGES, shares)
+    assert answered.argmax(1).tolist() == [0, 1]
+
+
+def test_the_less_competent_is_believed_less() -> None:
+    first = member(0.0, 0.0, 0.0, knows=(0,), competence=(0.5,))
+    second = member(0.0, 0.0, 0.0, knows=(1,), competence=(1.0,))
+    probability = Ensemble([first, second])(IMAGES)[0].exp()
+    torch.testing.assert_close(probability, torch.tensor([1 / 3, 2 / 3, LEAST]))
+
+
+def test_an_ensemble_is_frozen_and_known_by_its_members_in_any_order() -> None:
+    one, other = member(0.0, 1.0, 2.0, knows=(0,)), member(2.0, 1.0, 0.0, knows=(2,))
+    first, second = Ensemble([one, other]), Ensemble([other, one])
+    assert first.sha256 == second.sha256 != Ensemble([one]).sha256
+    assert first.known == (0, 2)
+    assert not any(parameter.requires_grad for parameter in first.parameters())
+    assert not any(one.training for one in first.train().members)
+
+
+def test_logits_of_any_size_leave_finite_answers() -> None:
+    extreme = [member(1e4, -1e4, 0.0, knows=(0, 1)), member(-1e4, 1e4, 3e4, knows=(1, 2))]
+    assert bool(Ensemble(extreme)(IMAGES).isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("a", "b", "c"), [1.0, 2.0, 3.0]),
+        (("c", "a", "b"), [3.0, 1.0, 2.0]),
+        (("a", "x", "b", "c"), [1.0, UNKNOWN, 2.0, 3.0]),
+    ],
+)
+def test_a_teachers_classes_are_found_by_name(
+    names: tuple[str, ...], expected: list[float]
+) -> None:
+    teacher = Teacher(Saying(1.0, 2.0, 3.0), CARD, "").among(names)
+    assert teacher(IMAGES)[0].tolist() == expected
+    assert teacher.card.spec.num_classes == len(names)
+    assert sorted(teacher.known) == [i for i, name in enumerate(names) if name != "x"]
+
+
+def test_a_teacher_asked_about_some_classes_says_nothing_of_the_others() -> None:
+    teacher = Teacher(Saying(1.0, 2.0, 3.0), CARD, "").among(("c", "x", "a", "b"))
+    assert teacher.knowing((3, 0))(IMAGES)[0].tolist() == [3.0, UNKNOWN, UNKNOWN, 2.0]
