@@ -39,7 +39,7 @@ from genkd.durable import atomic_write, unwritable
 from genkd.errors import ConfigurationError, KeyOrSignatureError
 
 if TYPE_CHECKING:
-    from coordinator.superlink_listeners import Application
+    from coordinator.superlink_listeners import Application, Tls
 
 __all__ = [
     "RunningSuperLink",
@@ -55,6 +55,7 @@ __all__ = [
 DATABASE, SECRET, LOCK = "superlink.sqlite", "superlink.secret", "superlink.lock"
 FLOWER_HOME = "flwr-home"
 SECRET_BYTES = 32
+MAX_PORT = 65535
 # For a question of a person at a terminal; a run is more patient.
 SECONDS_OF_PATIENCE = 10.0
 # Flower counts a node as connected for two of the intervals in which it reports.
@@ -140,14 +141,9 @@ def _run(
     )
 
     tls = Tls(str(config.federation / "server.pem"), str(config.federation / "server.key"))
+    _require_usable(tls)
     flower = _flower_application(config.federation)
-    try:
-        public = Listener(public_application(flower, enrolment), sockets[0], tls=tls)
-    except (OSError, ssl.SSLError) as error:
-        raise KeyOrSignatureError(
-            f"the server's certificate cannot be used: {type(error).__name__}",
-            hint="run 'genkd-coordinator init' to issue it again",
-        ) from error
+    public = Listener(public_application(flower, enrolment), sockets[0], tls=tls)
     private = Listener(private_application(flower, running.token), sockets[1], lifespan=True)
 
     async def run() -> None:
@@ -156,6 +152,16 @@ def _run(
             await run_listeners(public, private, ready=announce, stop=stop)
 
     asyncio.run(run())
+
+
+def _require_usable(tls: Tls) -> None:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls.certificate, tls.key)
+    except (OSError, ssl.SSLError) as error:
+        raise KeyOrSignatureError(
+            f"the server's certificate cannot be used: {type(error).__name__}",
+            hint="run 'genkd-coordinator init' to issue it again",
+        ) from error
 
 
 @contextmanager
@@ -219,7 +225,13 @@ def _flower_application(federation: Path) -> Application:
         event_log_plugin=None,
         fleet_event_log_plugin=None,
     )
-    application: Application = create_app(settings, SuperLinkLifespan)
+    try:
+        application: Application = create_app(settings, SuperLinkLifespan)
+    except Exception as error:  # of whichever database layer Flower has chosen
+        raise ConfigurationError(
+            f"{settings.database} cannot be used as the SuperLink's: {type(error).__name__}",
+            hint="restore it, or move it away and admit each node again",
+        ) from error
     return application
 
 
@@ -294,6 +306,8 @@ def lock(path: Path, taken: str) -> Iterator[None]:
 def _bound(host: str, port: int) -> Iterator[socket.socket]:
     """A bound TCP socket; the servers listen on it."""
     try:
+        if not 0 <= port <= MAX_PORT:  # it would be taken modulo 65536
+            raise OverflowError("a port is 0..65535")
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         bound = socket.socket(family[0][0], socket.SOCK_STREAM)
         try:

@@ -161,7 +161,12 @@ def make_node_key(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Node
         public = key.public_key().public_bytes(
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
         )
-        path.with_suffix(".pub").write_bytes(public)
+        # As `flwr supernode register` wants it.
+        path.with_suffix(".pub").write_bytes(
+            key.public_key().public_bytes(
+                serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+            )
+        )
         return NodeKey(path, public)
 
     return make
