@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import ClassVar, Final
+from typing import ClassVar, Final, cast
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
@@ -139,7 +139,8 @@ class CollectReply:
         """
         control = _control(record, cls.KIND, {"node", "reason"}, RELEASE)
         files = _arrays(record, RELEASE, SIZE_LIMITS)
-        return cls(parse_address(control["node"]), files or None, _parse_reason(control))
+        # Whatever it is, it is checked as the address of the reply.
+        return cls(cast(str, control["node"]), files or None, _parse_reason(control))
 
 
 @dataclass(frozen=True)
