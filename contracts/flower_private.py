@@ -44,6 +44,7 @@ from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
     AcquireTaskResponse,
     PullAppMessagesRequest,
+    PullAppMessagesResponse,
     PullTaskInputRequest,
     PullTaskInputResponse,
     PushTaskOutputRequest,
@@ -55,11 +56,15 @@ from flwr.supercore.constant import TaskType
 from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_confirm_message_received_fn_protobuf,
     make_pull_object_fn_protobuf,
 )
-from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree
+from flwr.supercore.inflatable.inflatable_utils import (
+    inflate_object_from_contents,
+    pull_objects,
+)
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -101,6 +106,7 @@ __all__ = [
     "Node",
     "ObjectTree",
     "PullAppMessagesRequest",
+    "PullAppMessagesResponse",
     "PullTaskInputRequest",
     "PullTaskInputResponse",
     "PushTaskOutputRequest",
@@ -133,12 +139,14 @@ __all__ = [
     "fab_from_proto",
     "fab_to_proto",
     "grid_over",
+    "inflate_object_from_contents",
+    "iterate_object_tree",
     "make_confirm_message_received_fn_protobuf",
     "make_pull_object_fn_protobuf",
     "make_simple_http_retry_invoker",
     "make_task_heartbeat_fn_http",
     "message_from_proto",
-    "pull_and_inflate_object_from_tree",
+    "pull_objects",
     "pull_task_input",
     "push_message",
     "push_task_output",

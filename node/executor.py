@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,10 +49,12 @@ from contracts.flower_private import (
     TaskType,
     context_from_proto,
     fab_from_proto,
+    inflate_object_from_contents,
+    iterate_object_tree,
     make_confirm_message_received_fn_protobuf,
     make_pull_object_fn_protobuf,
     message_from_proto,
-    pull_and_inflate_object_from_tree,
+    pull_objects,
     push_message,
     push_task_output,
     run_from_proto,
@@ -70,6 +72,8 @@ SECONDS_BETWEEN_HEARTBEATS = 10.0
 
 NOT_ALLOWED = "this node does not run this app"
 UNREADABLE = "the message cannot be read"
+# Between two looks for content that the SuperNode is still receiving, in seconds.
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
 
 
 class AnswerLost(Exception):
@@ -211,17 +215,17 @@ class Executor:
 
     def _reply(self, client: RuntimeHttpClient, context: Context, refusal: str | None) -> Answer:
         envelope, tree = _pull_envelope(client)
+        # Of a refused task too: its SuperNode is still receiving, and forgets what was pulled.
+        contents = _pull_contents(client, context, tree)
         if refusal is not None:
             log(f"refused: {refusal}")
-            _confirm(client, context)(tree.object_id)  # so that the SuperNode forgets its content
             return _error(envelope, ErrorCode.INVALID_FAB, NOT_ALLOWED, "refused a task")
         try:
-            message = _pull_content(client, context, tree)
-        except httpx.HTTPError:
-            raise
+            message = _message_of(tree, contents)
         except Exception:
             traceback.print_exc()
-            return _error(envelope, ErrorCode.INVALID_FAB, UNREADABLE, "could not read a message")
+            code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+            return _error(envelope, code, UNREADABLE, "could not read a message")
         return self._run_app(message, context)
 
     def _run_app(self, message: Message, context: Context) -> Answer:
@@ -253,25 +257,37 @@ def _pull_envelope(client: RuntimeHttpClient) -> tuple[Message, ObjectTree]:
     return message, tree
 
 
-def _pull_content(client: RuntimeHttpClient, context: Context, tree: ObjectTree) -> Message:
-    """The same message with its content."""
-    node = Node(node_id=context.node_id)
-    message = pull_and_inflate_object_from_tree(
-        tree,
-        make_pull_object_fn_protobuf(client.PullObject, node, context.run_id),
-        _confirm(client, context),
-        return_type=Message,
+def _pull_contents(
+    client: RuntimeHttpClient, context: Context, tree: ObjectTree
+) -> dict[str, bytes]:
+    """What the content of a message is made of, as bytes, by id.
+
+    A task is handed out before its message has been received in full, so this waits. Nothing may
+    be confirmed earlier: the SuperNode would drop what it is receiving.
+    """
+    node, run_id = Node(node_id=context.node_id), context.run_id
+    contents = pull_objects(
+        [one.object_id for one in iterate_object_tree(tree)],
+        make_pull_object_fn_protobuf(client.PullObject, node, run_id),
+        initial_backoff=FIRST_PAUSE,
+        backoff_cap=LONGEST_PAUSE,
     )
-    message.metadata.__dict__["_message_id"] = tree.object_id
+    confirm = make_confirm_message_received_fn_protobuf(client.ConfirmMessageReceived, node, run_id)
+    confirm(tree.object_id)
+    return contents
+
+
+def _message_of(tree: ObjectTree, contents: dict[str, bytes]) -> Message:
+    """The message that these bytes are.
+
+    Raises:
+        Exception: Of many kinds, if they are none.
+    """
+    message = inflate_object_from_contents(tree.object_id, contents)
+    if not isinstance(message, Message):
+        raise TypeError("it is no message")
+    message.metadata.__dict__["_message_id"] = tree.object_id  # Flower leaves it out
     return message
-
-
-def _confirm(client: RuntimeHttpClient, context: Context) -> Callable[[str], None]:
-    """What tells the SuperNode that it may forget a message's content."""
-    node = Node(node_id=context.node_id)
-    return make_confirm_message_received_fn_protobuf(
-        client.ConfirmMessageReceived, node, context.run_id
-    )
 
 
 def _error(message: Message, code: int, reason: str, outcome: str) -> Answer:

@@ -1,0 +1,362 @@
+"""A membership on a real SuperLink: what is run, what comes back after a kill, what ends when.
+
+One SuperLink with TLS and node authentication, and `genkd-node join` as a person starts it. All on
+loopback, on free ports.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contracts.app_bundle import app_bundle, app_bundle_sha256
+from coordinator import flower_run
+from coordinator.certificates import Authority
+from coordinator.superlink import list_supernodes, register_supernode
+from genkd.provenance.keys import KeyFolder
+from genkd.provenance.record import run_id_of
+from node.membership import Joined, Membership
+from node.policy import default_policy_text
+
+pytest.importorskip("flwr")
+ROOT = Path(__file__).parents[2]
+RUN = "spring"
+PATIENCE = 60.0  # seconds, on a busy machine
+
+SERVE = """
+import sys
+from pathlib import Path
+from coordinator.superlink import SuperLinkConfig, serve
+serve(SuperLinkConfig(Path(sys.argv[1]), "127.0.0.1", int(sys.argv[2])),
+      on_ready=lambda running: print("ready", flush=True))
+"""
+
+
+def wait_for(what: Callable[[], Any], seconds: float = PATIENCE) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if value := what():
+            return value
+        time.sleep(0.1)
+    raise AssertionError(f"did not happen within {seconds} s")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+class SuperLink:
+    """A SuperLink that can be killed and started again at the same address."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        authority = Authority.create(folder)
+        authority.issue(["localhost"])
+        self.fingerprint = authority.fingerprint
+        self.process: subprocess.Popen[str] | None = None
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SERVE, str(self.folder), str(self.port)],
+            stdout=subprocess.PIPE, text=True, cwd=ROOT,
+        )  # fmt: skip
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "ready\n"
+
+    def end(self, number: int = signal.SIGTERM) -> None:
+        if self.process is not None:
+            self.process.send_signal(number)
+            self.process.communicate(timeout=30)
+        self.process = None
+
+    def online(self) -> list[int]:
+        return [node.node_id for node in list_supernodes(self.folder) if node.online]
+
+
+class Node:
+    """`genkd-node join`, after a coordinator has admitted the node."""
+
+    def __init__(self, folder: Path, keys: Path, superlink: SuperLink) -> None:
+        self.folder, self.keys, self.superlink = folder, keys, superlink
+        self.membership = Membership.open(folder / "a membership")
+        address = KeyFolder(keys).profile().node
+        self.membership.make_secrets()
+        self.membership.remember(
+            Joined(superlink.address, superlink.fingerprint, address, (RUN,), "admitted")
+        )
+        self.membership.ca.write_bytes((superlink.folder / "ca.pem").read_bytes())
+        text = default_policy_text(
+            node=address, runs=[RUN], app_sha256=app_bundle_sha256(), releases=[folder / "runs"]
+        )
+        self.membership.policy.write_text(text)
+        self.said = folder / "said.txt"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        superlink = self.superlink
+        command = [
+            *(sys.executable, "-m", "node.cli", "join", superlink.address),
+            *("--ca-fingerprint", superlink.fingerprint, "--keys", str(self.keys)),
+            *("--membership", str(self.membership.folder), "--rpc", "http://127.0.0.1:9"),
+            *("--chain-id", "31337", "--registry", "0x" + "11" * 20),
+        ]
+        # A person's environment may hold anything.
+        environment = os.environ | {"FLWR_TELEMETRY_ENABLED": "1", "PYTHONPATH": str(ROOT)}
+        with self.said.open("wb") as said:
+            self.process = subprocess.Popen(command, stderr=said, cwd=self.folder, env=environment)
+
+    def register(self) -> int:
+        from contracts.enrolment import supernode_key_pem
+
+        pem = supernode_key_pem(self.membership.supernode_public_key()).encode()
+        return register_supernode(self.superlink.folder, pem, "node")
+
+    def lines(self) -> list[str]:
+        return self.said.read_text().splitlines()
+
+    def children(self) -> dict[str, int]:
+        """The running processes of this membership, by their module."""
+        found = {}
+        ps = ["ps", "-eww", "-o", "pid=,stat=,args="]
+        listed = subprocess.run(ps, capture_output=True, text=True)
+        for line in listed.stdout.splitlines():
+            pid, state, arguments = line.split(None, 2)
+            module = re.search(r"-m (node\.(?:executor|supernode_process)) ", arguments)
+            if module and str(self.membership.folder) in arguments and state[0] != "Z":
+                found[module[1]] = int(pid)
+        return found
+
+    def end(self) -> int:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=30)
+
+    def clean_up(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        wait_for(lambda: not self.children(), 15)
+
+
+@pytest.fixture(scope="module")
+def superlink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SuperLink]:
+    before = dict(os.environ)
+    found = SuperLink(tmp_path_factory.mktemp("federation"))
+    found.start()
+    yield found
+    found.end()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def idle_node(superlink: SuperLink, tmp_path: Path, made_keys: Path) -> Iterator[Node]:
+    node = Node(tmp_path, made_keys, superlink)
+    yield node
+    node.clean_up()
+
+
+@pytest.fixture
+def node(idle_node: Node) -> Node:
+    """One that is connected."""
+    node_id = idle_node.register()
+    idle_node.start()
+    wait_for(lambda: node_id in idle_node.superlink.online())
+    return idle_node
+
+
+def ask(superlink: SuperLink, node_id: int, bundle: bytes | None = None) -> Any:
+    """Submit a run with a bundle, ask the node for a release, and return its reply."""
+    import hashlib
+
+    from flwr.app import Message
+
+    from contracts.exchange import COLLECT, CollectRequest
+
+    def main(grid: Any, context: Any) -> Any:
+        record = CollectRequest(run_id_of(RUN), 1).to_record()
+        (asked,) = grid.push_messages([Message(record, node_id, COLLECT, ttl=60.0)])
+        assert asked
+        (reply,) = wait_for(lambda: list(grid.pull_messages([asked])))
+        return reply
+
+    with pytest.MonkeyPatch.context() as patch:
+        if bundle is not None:
+            patch.setattr(flower_run, "app_bundle", lambda: bundle)
+            digest = hashlib.sha256(bundle).hexdigest()
+            patch.setattr(flower_run, "app_bundle_sha256", lambda: digest)
+        return flower_run.run_server_app(superlink.folder, main)
+
+
+def hostile_bundle(marker: Path) -> bytes:
+    """The bundle of the federation with an app of its own, which leaves a trace when imported."""
+    code = (
+        f"open({str(marker)!r}, 'w').close()\n"
+        "from flwr.clientapp import ClientApp\napp = ClientApp()\n"
+    )
+    with zipfile.ZipFile(io.BytesIO(app_bundle())) as honest:
+        project = honest.read("pyproject.toml").decode()
+    files = {
+        "pyproject.toml": project.replace("node.client_app:app", "hostile.app:app").encode(),
+        "hostile/__init__.py": b"",
+        "hostile/app.py": code.encode(),
+    }
+    return bundle_of(files)
+
+
+def bundle_of(files: dict[str, bytes]) -> bytes:
+    import hashlib
+
+    contents = [f"{n},{hashlib.sha256(d).hexdigest()},{len(d) * 8}" for n, d in files.items()]
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as bundle:
+        for name, data in (*files.items(), (".info/CONTENT", "\n".join(contents).encode())):
+            bundle.writestr(name, data)
+    return archive.getvalue()
+
+
+def test_a_hostile_bundle_is_run_by_nobody_and_the_honest_one_is_answered(
+    node: Node, tmp_path: Path
+) -> None:
+    from contracts.exchange import CollectReply
+
+    marker = tmp_path / "marker"
+    (node_id,) = node.superlink.online()
+    refused = ask(node.superlink, node_id, hostile_bundle(marker))
+    assert refused.has_error()
+    assert refused.error.reason == "this node does not run this app"
+    assert not marker.exists()
+    assert not list(node.membership.folder.rglob("hostile*"))  # nor unpacked
+    assert "policy.toml does not allow" in (node.membership.folder / "executor.log").read_text()
+    reply = CollectReply.from_record(ask(node.superlink, node_id).content)
+    assert reply.node == KeyFolder(node.keys).profile().node
+    assert reply.files is None
+
+
+def test_no_process_of_a_node_can_reach_a_telemetry_host(node: Node) -> None:
+    """The caller's environment switches it on."""
+    for pid in node.children().values():
+        path = Path(f"/proc/{pid}/environ")
+        if not path.exists():
+            pytest.skip("this system shows no environments")
+        environment = dict(
+            entry.split("=", 1) for entry in path.read_text().split("\0") if "=" in entry
+        )
+        assert environment["FLWR_TELEMETRY_ENABLED"] == "0"
+        assert environment["FLWR_DISABLE_UPDATE_CHECK"] == "1"
+        assert environment["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
+        assert Path(environment["FLWR_HOME"]) == node.membership.flower_home
+    # And SIGTERM ends all of it.
+    started = time.monotonic()
+    assert node.end() == 0
+    assert time.monotonic() - started < 10
+    assert node.children() == {}
+    assert not node.membership.is_running()
+    assert node.superlink.online() == []  # it said goodbye
+
+
+def test_the_executor_comes_back_after_a_kill_and_answers(node: Node) -> None:
+    before = node.children()
+    os.kill(before["node.executor"], signal.SIGKILL)
+    after = wait_for(lambda: len(now := node.children()) == 2 and now != before and now)
+    # The SuperNode may have waited for an answer that died.
+    assert not set(after.values()) & set(before.values())
+    node_id = wait_for(lambda: list(node.superlink.online()))[0]
+    wait_for(lambda: node.lines()[-1].startswith("connected"))
+    assert not ask(node.superlink, node_id).has_error()
+    assert sum("executor ended" in line for line in node.lines()) == 1
+
+
+def test_a_killed_supernode_comes_back_with_the_same_key(node: Node) -> None:
+    before = node.children()
+    node_ids = node.superlink.online()
+    os.kill(before["node.supernode_process"], signal.SIGKILL)
+    # For up to a minute the SuperLink takes the dead one for present, and refuses its second self.
+    wait_for(lambda: node.lines()[-1].startswith("connected") and len(node.lines()) > 2, 100)
+    assert node.superlink.online() == node_ids
+    assert node.children()["node.executor"] == before["node.executor"]
+    assert len(node.lines()) < 8, node.lines()
+
+
+def test_both_end_when_their_keeper_is_killed(node: Node) -> None:
+    assert node.process is not None
+    assert len(node.children()) == 2
+    node.process.kill()
+    node.process.wait()
+    wait_for(lambda: not node.children(), 10)
+    assert not node.membership.is_running()
+
+
+def test_a_superlink_that_is_killed_and_comes_back_is_two_lines(node: Node) -> None:
+    before = node.children()
+    node.superlink.end(signal.SIGKILL)
+    wait_for(lambda: any("does not answer" in line for line in node.lines()))
+    time.sleep(5)
+    node.superlink.start()
+    wait_for(lambda: node.lines()[-1].startswith("connected"))
+    assert node.children() == before
+    said = [line for line in node.lines() if not line.startswith("answering")]
+    assert [line.split(" ")[0] for line in said] == ["connected", "the", "connected"]
+    (node_id,) = node.superlink.online()
+    assert not ask(node.superlink, node_id).has_error()
+
+
+def test_a_superlink_that_is_away_at_the_start_is_one_line(idle_node: Node) -> None:
+    idle_node.register()
+    idle_node.superlink.end()
+    try:
+        idle_node.start()
+        wait_for(lambda: any("does not answer" in line for line in idle_node.lines()))
+        time.sleep(8)
+        assert sum("does not answer" in line for line in idle_node.lines()) == 1
+        assert len(idle_node.lines()) == 2
+        log = (idle_node.membership.folder / "supernode.log").read_text()
+        assert log.count("Connection attempt failed") <= 2
+        running = idle_node.membership.running()
+        assert running is not None
+        assert running.supernode == "away"
+    finally:
+        idle_node.superlink.start()
+    wait_for(lambda: idle_node.lines()[-1].startswith("connected"))
+    assert idle_node.end() == 0
+
+
+def test_a_node_that_was_never_admitted_says_so_and_keeps_asking(idle_node: Node) -> None:
+    idle_node.start()
+    wait_for(lambda: any("SuperNode ended" in line for line in idle_node.lines()))
+    time.sleep(5)
+    assert sum("SuperNode ended" in line for line in idle_node.lines()) == 1, idle_node.lines()
+    assert idle_node.end() == 0
+
+
+def test_a_second_keeper_of_the_same_membership_is_refused(node: Node) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "node.cli", "join", node.superlink.address),
+            *("--ca-fingerprint", node.superlink.fingerprint, "--keys", str(node.keys)),
+            *("--membership", str(node.membership.folder)),
+        ],
+        capture_output=True, text=True, timeout=60, cwd=node.folder,
+    )  # fmt: skip
+    assert done.returncode == 3
+    assert "is running already" in done.stderr
