@@ -52,6 +52,7 @@ from genkd.errors import (
     GenKDError,
     KeyOrSignatureError,
     RefusedByPolicy,
+    Stopped,
     UsageError,
 )
 from genkd.provenance.node_keys import NodeKeys
@@ -129,12 +130,19 @@ def ask_state(coordinator: str, folder: Path, node: str, *, timeout: float = SEC
 
     Raises:
         ConfigurationError: If the folder has no certificate of an authority.
+        Stopped: If it has no request of this node: it was never there, or has been dropped.
         UsageError, CoordinatorUnreachable, KeyOrSignatureError, RefusedByPolicy, InputFileRefused:
             As `enrol`.
     """
     server = _Server(coordinator, timeout)
     server.trust(_kept_authority(folder / AUTHORITY_FILE))
-    return JoinAnswer.from_bytes(server.get(f"{JOIN_PATH}/{node}", MAX_ANSWER_BYTES))
+    try:
+        answer = server.get(f"{JOIN_PATH}/{node}", MAX_ANSWER_BYTES)
+    except _NotFound as error:
+        raise Stopped(
+            f"{server.name} has no request of {node} to join", hint="join again: it asks anew"
+        ) from error
+    return JoinAnswer.from_bytes(answer)
 
 
 def parse_coordinator(text: str) -> tuple[str, int]:
@@ -160,6 +168,10 @@ def parse_coordinator(text: str) -> tuple[str, int]:
             hint="give host:port, as 'genkd-coordinator serve' shows it",
         )
     return name, int(port)
+
+
+class _NotFound(CoordinatorUnreachable):
+    """HTTP status 404."""
 
 
 def _known_authority(folder: Path, fingerprint: str) -> x509.Certificate | None:
@@ -255,7 +267,9 @@ class _Server:
             )
         if status in (408, 429, 503):
             raise CoordinatorUnreachable(f"{self.name} is busy: {reason}", hint="try again later")
-        raise self._stranger(f"answers {path} with HTTP status {status}: {reason}")
+        message = f"{self.name} answers {path} with HTTP status {status}: {reason}"
+        kind = _NotFound if status == 404 else CoordinatorUnreachable
+        raise kind(message, hint="check that this is the coordinator's address")
 
     def _in_time(self, exchange: _Exchange) -> tuple[int, bytes]:
         """The outcome of an exchange that runs in a thread: sockets bound no whole exchange.
