@@ -90,7 +90,7 @@ def test_flowers_own_client_with_only_the_ca_file_can_do_nothing(
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
     )
     said = done.stdout + done.stderr
     assert done.returncode != 0, said
@@ -129,7 +129,7 @@ def test_a_key_that_is_not_registered_is_no_node(
         env=flower_environment(tmp_path),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
     )
     assert done.returncode != 0
     assert list_supernodes(served.folder) == []
@@ -159,7 +159,7 @@ def test_a_node_cannot_let_itself_in(served: Any, make_node_key: Callable[[], An
         env=flower_environment(served.home / "outsider"),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
     )
     assert "HTTPStatusError" in done.stderr
     assert list_supernodes(served.folder) == []
@@ -170,14 +170,23 @@ def test_who_does_not_trust_our_authority_does_not_connect(served: Any) -> None:
         httpx.get(f"https://{served.public}/health")
 
 
-def test_old_tls_is_refused(served: Any) -> None:
+@pytest.mark.parametrize(
+    ("ciphers", "speaks"),
+    [("ECDHE-ECDSA-AES128-GCM-SHA256", True), ("ECDHE-ECDSA-AES128-SHA", False)],
+)
+def test_tls_1_2_is_spoken_only_with_authenticated_encryption(
+    served: Any, ciphers: str, speaks: bool
+) -> None:
     context = ssl.create_default_context(cafile=str(served.folder / "ca.pem"))
-    assert context.maximum_version == ssl.TLSVersion.MAXIMUM_SUPPORTED
-    with (
-        socket.create_connection(("127.0.0.1", served.port), timeout=10) as plain,
-        context.wrap_socket(plain, server_hostname="127.0.0.1") as wrapped,
-    ):
-        assert wrapped.version() == "TLSv1.3"
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(ciphers)
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as plain:
+        if speaks:
+            with context.wrap_socket(plain, server_hostname="127.0.0.1") as wrapped:
+                assert wrapped.version() == "TLSv1.2"
+        else:
+            with pytest.raises(ssl.SSLError, match=r"(?i)handshake.failure"):
+                context.wrap_socket(plain, server_hostname="127.0.0.1")
 
 
 def test_enrolment_is_served_beside_the_fleet(served: Any) -> None:
@@ -378,7 +387,7 @@ def test_a_database_that_is_none_is_said_in_one_line(served: Any, tmp_path: Path
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
     )
     assert "ConfigurationError" in done.stderr.splitlines()[-1]
     assert "superlink.sqlite cannot be used" in done.stderr.splitlines()[-1]
