@@ -311,12 +311,8 @@ def test_an_exception_of_the_app_tells_a_coordinator_neither_path_nor_line(
     supernode = serve(membership, monkeypatch, answering=fail)
     assert supernode.reply.error.reason == f"the node could not answer: {word}"
     assert supernode.reply.error.code == flower.ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-    everything = b"".join(
-        [
-            *(one.SerializeToString() for one in (*supernode.pushed, supernode.output)),
-            *list(supernode.objects.values()),
-        ]
-    )
+    sent = [one.SerializeToString() for one in (*supernode.pushed, supernode.output)]
+    everything = b"".join([*sent, *supernode.objects.values()])
     assert SECRET.encode() not in everything
     assert b"Traceback" not in everything
     assert b".py" not in everything
