@@ -81,6 +81,7 @@ def serving(folder: Path, *, host: str = "127.0.0.1") -> Iterator[Served]:
         lifespan="off",
         log_config=None,
         http="h11",
+        ws="none",
         ssl_certfile=folder / "server.pem",
         ssl_keyfile=str(folder / "server.key"),
     )
@@ -89,7 +90,9 @@ def serving(folder: Path, *, host: str = "127.0.0.1") -> Iterator[Served]:
     thread.start()
     try:
         deadline = time.monotonic() + 20
-        while not server.started and time.monotonic() < deadline:
+        while not server.started:
+            assert thread.is_alive(), "the server did not start"
+            assert time.monotonic() < deadline
             time.sleep(0.01)
         place = f"[{host}]" if ":" in host else host
         yield Served(f"{place}:{bound.getsockname()[1]}", authority, joins)
