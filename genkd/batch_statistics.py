@@ -8,10 +8,12 @@
 For each BatchNorm layer l with running mean m_l and variance v_l, and the batch's own mean and
 variance at the layer's input (per channel, over batch and positions, variance divided by n),
 
-    r_BN = sum_l |mean_l - m_l|_2 + |variance_l - v_l|_2
+    r_BN = sum_l |mean_l - m_l|_2 / |sqrt v_l|_2 + |variance_l - v_l|_2 / |v_l|_2
 
 Source: DeepInversion, Yin et al. 2020 (arXiv:1912.08795, eq. 4; the norms are not squared there
-either). A small batch cannot match the statistics of a data set, above all if it holds few
+either), but for the denominators: without them a layer counts by the scale of its inputs, which
+means nothing behind BatchNorm and differs a hundredfold between networks (CONTRIBUTING.md gives
+figures). A small batch cannot match the statistics of a data set, above all if it holds few
 classes; so mean_l and variance_l are moving averages over batches, rho * past + (1 - rho) *
 present, as in FastDFKD (Fang et al. 2022, arXiv:2112.15278) and NAYER (arXiv:2310.00258). Only the
 present batch carries a gradient, scaled by 1 - rho.
@@ -28,6 +30,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from genkd.errors import ConfigurationError, InputFileRefused
+
+# A layer whose inputs never varied: its distances stay finite.
+LEAST_SCALE = 1e-6
 
 
 class _Moments(torch.autograd.Function):
@@ -66,7 +71,7 @@ class _Moments(torch.autograd.Function):
 class BatchStatistics:
     """Measures r_BN of images, with hooks on the teacher's BatchNorm layers.
 
-    Hooks cost nothing outside `measure` and `measure_each`. A teacher without BatchNorm (or whose
+    Hooks cost nothing outside `measure`. A teacher without BatchNorm (or whose
     layers keep no running statistics) has `len() == 0` and distance zero.
 
     Args:
@@ -142,10 +147,10 @@ class BatchStatistics:
         logits = self._forward(images, record)
         self._present = present  # only now: a pass that failed half-way leaves nothing behind
         terms = [
-            torch.linalg.vector_norm(value - target)
+            torch.linalg.vector_norm(value - target) / scale
             for index, moments in present.items()
-            for value, target in zip(
-                self._smooth(index, moments), self._targets(index), strict=True
+            for value, target, scale in zip(
+                self._smooth(index, moments), self._targets(index), self._scales(index), strict=True
             )
         ]
         if not terms:
@@ -164,34 +169,6 @@ class BatchStatistics:
     def reset(self) -> None:
         """Forget all past batches."""
         self._present, self._past = {}, {}
-
-    @torch.no_grad()
-    def measure_each(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The teacher's logits, and a distance for each image alone, to rank images by.
-
-        The distance is that of the module docstring with the mean of one image, and with its mean
-        square about the *remembered* mean in place of the variance (averaged over images, that is
-        the batch's variance if its mean is right). Past batches play no part.
-
-        Args:
-            images: (B, C, H, W).
-
-        Returns:
-            Logits (B, K) and distances (B,), without gradients.
-        """
-        total: list[Tensor] = []
-
-        def record(index: int, x: Tensor) -> None:
-            target_mean, target_variance = self._targets(index)
-            flat = x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)  # (B, C, positions)
-            centred = flat.float() - target_mean.view(-1, 1)
-            mean, square = centred.mean(2), centred.square().mean(2)  # (B, C)
-            total.append(mean.norm(dim=1) + (square - target_variance).norm(dim=1))
-
-        logits = self._forward(images, record)
-        if not total:
-            return logits, logits.new_zeros(len(logits))
-        return logits, torch.stack(total).sum(0)
 
     def state_dict(self) -> dict[str, Tensor]:
         """What is remembered of past batches, for a checkpoint."""
@@ -220,6 +197,13 @@ class BatchStatistics:
         # Read anew each time: moving the teacher to another device replaces its buffers.
         buffers = self.layers[index]
         return cast(Tensor, buffers.running_mean), cast(Tensor, buffers.running_var)
+
+    def _scales(self, index: int) -> tuple[Tensor, Tensor]:
+        """What the distances of mean and variance at layer `index` are measured in: scalars."""
+        variance = self._targets(index)[1]
+        deviation = torch.linalg.vector_norm(variance.clamp_min(0).sqrt())
+        norm = torch.linalg.vector_norm(variance)
+        return deviation.clamp_min(LEAST_SCALE), norm.clamp_min(LEAST_SCALE)
 
     def _smooth(self, index: int, present: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Moving average of mean and variance (C,), the present batch included."""

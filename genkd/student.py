@@ -22,7 +22,7 @@ from genkd.bank import SynthesisBank
 from genkd.card import InputCard
 from genkd.device import Device
 from genkd.ensemble import Ensemble
-from genkd.losses import distillation_loss
+from genkd.losses import distillation_loss, energy_difference
 from genkd.recipe import Recipe
 from genkd.teacher import Teacher
 
@@ -140,6 +140,9 @@ class StudentLearner:
         with self.device.autocast():
             student_logits = self.student(images)
         loss = distillation_loss(teacher_logits, student_logits, recipe.temperature)
+        if recipe.student_energy_weight:
+            level = energy_difference(teacher_logits, student_logits)
+            loss = loss + recipe.student_energy_weight * level
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()

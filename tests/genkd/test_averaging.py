@@ -305,6 +305,25 @@ def test_other_floating_types_keep_theirs(tmp_path: Path) -> None:
     assert result["h"].tolist()[1] == 60000
 
 
+def test_tensors_may_lie_in_another_order(tmp_path: Path) -> None:
+    state = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0])}
+    students = students_of(tmp_path, [state, state])
+    header, data = read_header(students[1]), students[1].read_bytes()[-12:]
+    fields = {
+        "__metadata__": dict(header.metadata),
+        "b": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+        "a": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]},
+    }
+    text = json.dumps(fields).encode()
+    length = len(text).to_bytes(8, "little")
+    students[1].write_bytes(length + text + data[8:] + data[:8])
+    average(students, tmp_path / "out")
+    assert {name: tensor.tolist() for name, tensor in read(tmp_path / "out").items()} == {
+        "a": [1, 2],
+        "b": [3],
+    }
+
+
 # --- what is refused ---
 
 OTHER_NAMES = ModelCard(CARD.spec, INPUT, ("a", "b", "d"))

@@ -19,7 +19,7 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def one_layer(mean: float = 1.0, variance: float = 5.0) -> nn.Module:
+def one_layer(mean: float = 1.0, variance: float = 16.0) -> nn.Module:
     """BatchNorm of one channel, then the mean over positions as the one logit."""
     layer = nn.BatchNorm2d(1)
     assert layer.running_mean is not None
@@ -40,11 +40,26 @@ def value(tensor: Tensor) -> float:
 
 
 def test_distance_by_hand() -> None:
-    # Batch mean 4, variance 4; remembered mean 1, variance 5.
+    # Batch mean 4, variance 4; remembered mean 1, variance 16, so deviation 4.
     statistics = BatchStatistics(one_layer())
     _, distance = statistics.measure(pair(2.0, 6.0))
-    assert value(distance) == pytest.approx(3 + 1)
-    torch.testing.assert_close(statistics.distances, torch.tensor([[3.0, 1.0]]))
+    assert value(distance) == pytest.approx(3 / 4 + 12 / 16)
+    torch.testing.assert_close(statistics.distances, torch.tensor([[3 / 4, 12 / 16]]))
+
+
+def test_distance_does_not_depend_on_the_scale_of_a_layers_inputs() -> None:
+    near, far = (
+        BatchStatistics(one_layer(mean=scale, variance=16 * scale**2)).measure(
+            scale * pair(2.0, 6.0)
+        )[1]
+        for scale in (1.0, 300.0)
+    )
+    assert value(near) == pytest.approx(value(far))
+
+
+def test_a_layer_whose_inputs_never_varied_has_a_finite_distance() -> None:
+    _, distance = BatchStatistics(one_layer(variance=0.0)).measure(pair(2.0, 6.0))
+    assert math.isfinite(value(distance))
 
 
 def test_distance_is_the_euclidean_norm_over_channels_summed_over_layers() -> None:
@@ -53,32 +68,33 @@ def test_distance_is_the_euclidean_norm_over_channels_summed_over_layers() -> No
     images = torch.tensor([[[[3.0]], [[4.0]]]])  # one image: means 3 and 4, variances 0
     statistics = BatchStatistics(teacher)
     _, distance = statistics.measure(images)
-    # The first layer passes its input on unchanged, so both are 5 + sqrt(2) away.
-    assert value(distance) == pytest.approx(2 * (5 + math.sqrt(2)), rel=1e-5)
+    # The first layer passes its input on unchanged, so both are (5 + sqrt(2)) / sqrt(2) away.
+    assert value(distance) == pytest.approx(2 * (5 / math.sqrt(2) + 1), rel=1e-5)
     assert statistics.distances.shape == (2, 2)
 
 
 def test_momentum_averages_over_batches_by_hand() -> None:
-    statistics = BatchStatistics(one_layer(mean=0.0, variance=0.0), momentum=0.9)
+    statistics = BatchStatistics(one_layer(mean=0.0, variance=4.0), momentum=0.9)
     distances = []
     for low, high in ((9.0, 11.0), (-1.0, 1.0), (19.0, 21.0)):  # means 10, 0, 20; variance 1
         _, distance = statistics.measure(pair(low, high))
         statistics.update()
         distances.append(value(distance))
     # The first batch is all there is; then 0.9 * 10 + 0 = 9; then 0.9 * 9 + 0.1 * 20 = 10.1.
-    assert distances == pytest.approx([10 + 1, 9 + 1, 10.1 + 1])
+    # Means in deviations of 2; the variance is 3 of 4 off.
+    assert distances == pytest.approx([5 + 0.75, 4.5 + 0.75, 5.05 + 0.75])
 
 
 def test_measuring_without_update_does_not_move_the_average() -> None:
-    statistics = BatchStatistics(one_layer(mean=0.0, variance=0.0))
+    statistics = BatchStatistics(one_layer(mean=0.0, variance=1.0))
     statistics.measure(pair(9.0, 11.0))
     statistics.measure(pair(19.0, 21.0))
     statistics.update()
     _, distance = statistics.measure(pair(-1.0, 1.0))
-    assert value(distance) == pytest.approx(18 + 1)
+    assert value(distance) == pytest.approx(18)
     statistics.reset()
     _, distance = statistics.measure(pair(-1.0, 1.0))
-    assert value(distance) == pytest.approx(0 + 1)
+    assert value(distance) == pytest.approx(0)
 
 
 def test_gradient_flows_through_the_present_batch_only_scaled_by_one_minus_momentum() -> None:
@@ -110,16 +126,6 @@ def test_images_of_the_training_distribution_are_near_and_others_far() -> None:
     far = value(statistics.measure(1 - images**3)[1])
     assert near < 0.02 * far
     assert len(statistics) == 9
-    _, near_each = statistics.measure_each(images)
-    _, far_each = statistics.measure_each(1 - images**3)
-    assert near_each.mean() < far_each.mean()
-
-
-def test_each_image_alone_by_hand() -> None:
-    # Remembered mean 1, variance 5. Image means 2 and 6, mean squares about 1: 1 and 25.
-    logits, distances = BatchStatistics(one_layer()).measure_each(pair(2.0, 6.0))
-    assert logits.shape == (2, 1)
-    torch.testing.assert_close(distances, torch.tensor([1 + 4.0, 5 + 20.0]))
 
 
 def test_logits_are_the_teachers() -> None:
@@ -127,18 +133,16 @@ def test_logits_are_the_teachers() -> None:
     images = torch.rand(3, 1, 16, 16, generator=seeded(0))
     with BatchStatistics(teacher) as statistics, torch.no_grad():
         assert torch.equal(statistics.measure(images)[0], teacher(images))
-        assert torch.equal(statistics.measure_each(images)[0], teacher(images))
 
 
 def test_other_passes_of_the_teacher_are_not_recorded() -> None:
-    teacher = one_layer(mean=0.0, variance=0.0)
+    teacher = one_layer(mean=0.0, variance=1.0)
     statistics = BatchStatistics(teacher)
     statistics.measure(pair(9.0, 11.0))
     teacher(pair(500.0, 600.0))
-    statistics.measure_each(pair(500.0, 600.0))
     statistics.update()
     _, distance = statistics.measure(pair(9.0, 11.0))
-    assert value(distance) == pytest.approx(10 + 1)
+    assert value(distance) == pytest.approx(10)
 
 
 def test_removing_takes_every_hook_off_the_teacher() -> None:
@@ -179,7 +183,6 @@ def test_a_teacher_that_remembers_nothing_has_distance_zero(teacher: nn.Module) 
     assert len(statistics) == 0
     assert value(statistics.measure(images)[1]) == 0
     statistics.update()
-    assert statistics.measure_each(images)[1].tolist() == [0, 0, 0]
 
 
 def test_state_dict_resumes_the_average_exactly() -> None:

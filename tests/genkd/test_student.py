@@ -154,7 +154,13 @@ def test_one_sgd_step_by_hand() -> None:
 
     student = nn.Sequential(nn.Flatten(), nn.Linear(1, 2, bias=False))
     nn.init.zeros_(student[1].weight)  # type: ignore[arg-type]
-    keys = {"student_steps": 1, "affine": 0.0, "mixed_share": 0.0, "temperature": 2.0}
+    keys = {
+        "student_steps": 1,
+        "affine": 0.0,
+        "mixed_share": 0.0,
+        "temperature": 2.0,
+        "student_energy_weight": 0.0,
+    }
     recipe = dataclasses.replace(RECIPE, student_decay=0.0, **keys)  # type: ignore[arg-type]
     place = Device(torch.device("cpu"), "fp32")
     learner = StudentLearner(student, recipe, place, place.generator(0))

@@ -164,6 +164,11 @@ def with_a_profile_never_enrolled(w: Workshop, path: Path) -> None:
     replace_in(path, profile=w.node_with_another_signing_key().profile)
 
 
+def with_a_profile_its_keys_did_not_sign(w: Workshop, path: Path) -> None:
+    forged = replace(w.node.profile, p256_signature=w.other.profile.p256_signature)
+    replace_in(path, profile=forged)
+
+
 def with_another_proof(w: Workshop, path: Path) -> None:
     inclusion = Receipt.from_bytes(path.read_bytes()).inclusion
     assert inclusion is not None
@@ -251,6 +256,7 @@ HOSTILE: dict[Callable[[Workshop, Path], None], str] = {
     with_a_signature_of_zeros: "signature",
     with_another_node_s_profile: "another node's",
     with_a_profile_never_enrolled: "not the one the node was enrolled with",
+    with_a_profile_its_keys_did_not_sign: "not genuine",
     with_another_proof: "does not hold it",
     without_its_proof: "does not hold it",
     with_another_block: "a block that did not record it",
