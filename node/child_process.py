@@ -37,23 +37,24 @@ class BoundedLog:
     """A log of at most two mebibytes: a file and the one before it.
 
     A line that differs from the last one only in its numbers is counted, not written: a SuperNode
-    that cannot reach its SuperLink says so several times a minute, for days.
+    that cannot reach its SuperLink says so several times a minute, for days. A line that cannot be
+    written is lost: a full disk is no reason to end what is logged.
 
     Args:
         path: The file.
+
+    Attributes:
+        fault: Why lines are lost, in one line; empty while none are.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.fault = ""
         self._last = ""
         self._repeats = 0
 
     def write(self, line: str) -> None:
-        """Add a line.
-
-        Raises:
-            ResourceExhausted: If it cannot be written.
-        """
+        """Add a line."""
         shape = NUMBERS.sub("0", line)
         if shape == self._last:
             self._repeats += 1
@@ -76,8 +77,9 @@ class BoundedLog:
                 full = file.tell() >= MAX_LOG_BYTES
             if full:
                 self.path.replace(self.path.with_name(f"{self.path.name}.1"))
+            self.fault = ""
         except OSError as error:
-            raise unwritable(self.path, error) from error
+            self.fault = unwritable(self.path, error).message
 
 
 class ChildProcess:

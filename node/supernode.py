@@ -27,7 +27,7 @@ from typing import Literal
 
 from contracts.flower_environment import flower_environment
 from genkd.console import printable, say
-from genkd.errors import ConfigurationError
+from genkd.errors import ConfigurationError, ResourceExhausted
 from genkd.layered_settings import PREFIX, FederationSettings
 from node.child_process import BoundedLog, ChildProcess
 from node.membership import Joined, Membership, Running
@@ -210,7 +210,10 @@ class _Keeper:
         if supernode == "starting" and self._state is not None:
             reason = self._state.reason
         self._state = Running(os.getpid(), supernode, int(time.time()), printable(reason)[:500])
-        self._membership.note(self._state)
+        try:
+            self._membership.note(self._state)
+        except ResourceExhausted as error:  # a full disk is no reason to end
+            self._tell(error.message)
 
 
 def run_membership(
