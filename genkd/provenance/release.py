@@ -131,12 +131,15 @@ def read_bounded(path: Path, limit: int) -> bytes:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise _refused(path, "is no regular file")
-            # Asked of the size first, so that a huge file costs nothing.
-            data = file.read(limit + 1) if status.st_size <= limit else None
+            # Asked of the size first, so that a huge file costs nothing; and no more is asked for,
+            # because Python sets aside as much memory as it is asked to read.
+            data = file.read(status.st_size + 1) if status.st_size <= limit else None
     except OSError as error:
         raise _refused(path, f"cannot be read: {error.strerror}") from error
-    if data is None or len(data) > limit:
+    if data is None:
         raise _refused(path, f"is larger than {limit} bytes")
+    if len(data) > status.st_size:
+        raise _refused(path, "grew while it was read")
     return data
 
 
