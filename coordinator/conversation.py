@@ -32,7 +32,7 @@ from genkd.console import say
 from genkd.errors import CannotCheck, InputFileRefused
 from genkd.provenance.node_keys import NodeKeys
 from genkd.provenance.record import Acknowledgement
-from genkd.provenance.release import RECEIPT_NAME, SIZE_LIMITS, read_bounded
+from genkd.provenance.release import SIZE_LIMITS, read_bounded
 from genkd.provenance.typed_data import Domain
 
 FIRST_PAUSE, GROWTH = 1.0, 1.6
@@ -62,8 +62,9 @@ class Handout:
         """The message to one node, with what it is owed: its own proof, and a signed word."""
         own = self.submissions.get(node or "")
         receipt = acknowledgement = None
-        if own is not None and own.path is not None:
-            receipt = read_bounded(own.path / RECEIPT_NAME, SIZE_LIMITS[RECEIPT_NAME])
+        if own is not None:
+            # One that was left out of the merge, because it was revoked, has nothing to prove.
+            receipt = self.parents.get(own.record_id)
             word = Acknowledgement(own.record_id, own.run_id, own.round, own.received_at)
             acknowledgement = SignedAcknowledgement.sign(word, keys, domain).to_bytes()
         files = {name: read_bounded(self.path / name, limit) for name, limit in SIZE_LIMITS.items()}

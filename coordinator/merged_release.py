@@ -99,14 +99,17 @@ class ReleasePress:
         node = state.node(address)
         if (node.profile_hash, node.until) == (self.keys.profile.profile_hash(), NEVER):
             return
+        unknown = KeyOrSignatureError(
+            f"the registry does not know the coordinator {address} by its present profile",
+            hint="let the registry's owner admit its profile.json like a node's",
+        )
+        if node.since:
+            raise unknown  # by another profile, or it was removed
         profile = self.keys.profile
         try:
             self.client.add_node(address, profile.message.next_key_hash, profile.profile_hash())
         except (KeyRefusedByRegistry, RegistryRefused) as error:
-            raise KeyOrSignatureError(
-                f"the registry does not know the coordinator {address} by its present profile",
-                hint="let the registry's owner admit its profile.json like a node's",
-            ) from error
+            raise unknown from error
 
     def file_hash(self, data: bytes, run_id: bytes, number: int) -> bytes:
         """The sha256 that a model file will have once it is released, 32 bytes."""

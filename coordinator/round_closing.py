@@ -84,9 +84,11 @@ class RoundClosing:
             model = self._merge(decision, previous)
             self._archive.store.advance(self._archive.run_id, self._number, RoundState.MERGED)
             merged = decision.parents
-            decision = self._commit(decision, model)
-            valid = self._all_verified(decision)
+            valid = self._in_order(decision)  # merging may have taken hours
             if valid.parents == merged:
+                valid = self._all_verified(self._commit(valid, model))
+            if valid.parents == merged:
+                decision = valid
                 path = self._release(decision, model)
                 if self._archive.verify(path).status is Status.VALID:
                     break

@@ -10,8 +10,8 @@ The coordinator's code is the real one; training is adding a node's own number t
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
+from concurrent.futures import wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,6 +48,9 @@ class ToyStart(StartStudent):
         return model_file(seed)
 
 
+TOY_START = ToyStart(card_from_json(dict(CARD)))
+
+
 class Salts:
     """What the press asks of a key folder."""
 
@@ -70,12 +73,16 @@ class Rounds:
         folder: Its federation folder.
         absent: Nodes that do not train.
         each_tick: Is called again and again while the coordinator waits.
+        now: What the coordinator's clock says: it stands while a node has something to do.
+        trained: How many shared students each node had when it trained last.
     """
 
     federation: MemoryFederation
     folder: Path
     absent: set[int] = field(default_factory=set)
     each_tick: Callable[[], None] = field(default=lambda: None)
+    now: float = 0.0
+    trained: dict[int, int] = field(default_factory=dict)
 
     def plan(self, **changes: object) -> RunPlan:
         values: dict[str, object] = {
@@ -84,9 +91,7 @@ class Rounds:
             "nodes": len(self.federation.nodes),
             "quorum": 2,
             "method": MergeMethod.FEDAVG,
-            "wait_seconds": 5.0,
-            "share_seconds": 2.0,
-            "longest_pause": 0.02,
+            "wait_seconds": 60.0,
         }
         return RunPlan(**(values | changes))  # type: ignore[arg-type]
 
@@ -95,22 +100,34 @@ class Rounds:
         return ReleasePress(coordinator.client, coordinator.keys, Salts())  # type: ignore[arg-type]
 
     def run(
-        self, grid: LocalGrid, *, start: StartStudent | None = None, **changes: object
+        self, grid: LocalGrid, *, start: StartStudent | None = TOY_START, **changes: object
     ) -> list[DoneRound]:
         """One call of the coordinator, from opening its store to closing it."""
-        start = start or ToyStart(card_from_json(dict(CARD)))
         with Store.open(self.folder) as store:
             archive = RunArchive(self.folder, store, self.press(), self.federation.run_id)
             plan = self.plan(**changes)
-            messages = NodeMessages(grid)
-            return FederationRun(messages, archive, plan, start, sleep=self._sleep).run()
+            return FederationRun(
+                NodeMessages(grid, self._clock),
+                archive,
+                plan,
+                start,
+                clock=self._clock,
+                sleep=lambda seconds: self._pass(grid, seconds),
+            ).run()
 
-    def _sleep(self, seconds: float) -> None:
+    def _clock(self) -> float:
+        return self.now
+
+    def _pass(self, grid: LocalGrid, seconds: float) -> None:
+        """Let the nodes do what they have to do, and then so many seconds pass."""
+        wait([future for _, future in list(grid._running.values())], timeout=60)
         for node in self.federation.nodes:
-            if node.node_id not in self.absent:
+            rounds_here = len(list((node.membership / "shared").glob("0x*/round-*")))
+            if node.node_id not in self.absent and rounds_here > self.trained.get(node.node_id, 0):
                 train(node)
+                self.trained[node.node_id] = rounds_here
         self.each_tick()
-        time.sleep(min(seconds, 0.005))
+        self.now += seconds
 
     # ------------------------------------------------------------------ what came of it
 
@@ -157,3 +174,7 @@ def train(node: MemberNode) -> Path | None:
         student=model_file(values=values),
         parents=(receipt_of(newest.path).record_id(),),
     )
+
+
+class Killed(BaseException):
+    """The process ended here."""
