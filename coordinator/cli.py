@@ -22,6 +22,7 @@ from coordinator import (
     registry_commands,
     run_commands,
     serve_command,
+    status_command,
 )
 from genkd import __version__, console
 
@@ -38,6 +39,7 @@ app = typer.Typer(
 app.add_typer(init_command.app)
 app.add_typer(serve_command.app)
 app.add_typer(run_commands.app)
+app.add_typer(status_command.app)
 app.add_typer(node_commands.app)
 app.add_typer(registry_commands.app)
 app.add_typer(

@@ -135,6 +135,15 @@ class Store:
         """All releases received for a round, the refused ones too."""
         return self._submissions("run_id = ? AND round = ?", run_id, number)
 
+    def counts(self, run_id: bytes, number: int) -> tuple[int, int]:
+        """How many releases of a round count, and how many were refused."""
+        ((accepted, all_of_them),) = self._file.execute(
+            "SELECT coalesce(sum(accepted), 0), count(*) FROM submissions"
+            " WHERE run_id = ? AND round = ?",
+            (run_id, number),
+        )
+        return accepted, all_of_them - accepted
+
     def _hindrance(self, submission: Submission) -> str:
         """Why a round does not take a release that is in order itself; empty if it does."""
         closed = self._closed(submission.run_id, submission.round)
