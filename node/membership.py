@@ -122,11 +122,6 @@ class Membership:
         return self.folder / "ca.pem"
 
     @property
-    def card(self) -> Path:
-        """What the coordinator says of the federation."""
-        return self.folder / "federation.json"
-
-    @property
     def policy(self) -> Path:
         """What this node answers."""
         return self.folder / "policy.toml"
@@ -145,11 +140,6 @@ class Membership:
     def flower_home(self) -> Path:
         """Where Flower keeps what it keeps."""
         return self.folder / "flwr-home"
-
-    @property
-    def shared(self) -> Path:
-        """The students that the coordinator shared."""
-        return self.folder / "shared"
 
     # -------------------------------------------------------------- which coordinator
 

@@ -102,7 +102,12 @@ class _Keeper:
             environment = self._environment
             if name == EXECUTOR:
                 environment = environment | self._settings
-            self._children[name] = ChildProcess(name, self._command(name), environment, log)
+            try:
+                self._children[name] = ChildProcess(name, self._command(name), environment, log)
+            except OSError as error:  # too many processes, no memory for one
+                self._due[name] = now + LONGEST_PAUSE
+                self._tell(f"the {name} cannot be started: {error.strerror}; trying again")
+                continue
             if name == SUPERNODE:
                 self._heard = ""
                 self._note("starting")
