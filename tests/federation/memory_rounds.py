@@ -166,7 +166,8 @@ def train(node: MemberNode) -> Path | None:
         return None
     newest = max(shared, key=lambda student: student.round)
     number = newest.round + 1
-    if any(receipt_of(p).record.round == number for p in node.runs.glob("*/release/student-0x*")):
+    records = [receipt_of(path).record for path in node.runs.glob("*/release/student-0x*")]
+    if any((record.run_id, record.round) == (newest.run_id, number) for record in records):
         return None
     values = weights_of(newest.path / "student.safetensors") + np.float32(node.node_id % 100 + 1)
     return node.publish(
