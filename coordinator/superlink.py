@@ -92,7 +92,8 @@ def serve(
         config: What and where.
         enrolment: The ASGI application that gets everything under `/genkd/` on the public listener;
             None answers 404 there.
-        on_ready: Called once both listeners take connections.
+        on_ready: Called once both listeners take connections, in the thread that answers them: it
+            must not wait for an answer of the SuperLink.
 
     Raises:
         ConfigurationError: If the folder is not a federation's, another SuperLink serves it, or the
@@ -389,9 +390,9 @@ def register_supernode(federation: Path, public_key: bytes, name: str) -> int:
         ConfigurationError: If the key is not of a NIST curve, or was unregistered before: Flower
             takes a key once.
     """
-    for node in list_supernodes(federation):
-        if node.public_key == public_key:
-            return node.node_id
+    known = _number_of(federation, public_key)
+    if known is not None:
+        return known
     from contracts.flower_private import RegisterNodeRequest
     from coordinator.superlink_calls import SuperLinkCalls, control_client
 
@@ -400,10 +401,19 @@ def register_supernode(federation: Path, public_key: bytes, name: str) -> int:
         with control_client(SuperLinkCalls(federation, patience=SECONDS_OF_PATIENCE)) as control:
             return int(control.RegisterNode(request).node_id)
     except ConfigurationError as error:
+        # A call whose answer was lost on its way was repeated, and is refused as known.
+        known = _number_of(federation, public_key)
+        if known is not None:
+            return known
         raise ConfigurationError(
             f"the SuperLink does not take the SuperNode key of {name}: removed before, or no key",
             hint="the node makes another: it deletes supernode.key in its membership, and joins",
         ) from error
+
+
+def _number_of(federation: Path, public_key: bytes) -> int | None:
+    nodes = list_supernodes(federation)
+    return next((node.node_id for node in nodes if node.public_key == public_key), None)
 
 
 def unregister_supernode(federation: Path, public_key: bytes) -> bool:

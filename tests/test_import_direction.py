@@ -21,6 +21,7 @@ SHARED_WITH_PROVENANCE = {
 LIGHT_MODULES = (
     *("genkd", "genkd.errors", "genkd.digest", "genkd.durable", "genkd.card", "genkd.weights"),
     *("genkd.json_values", "genkd.run_directory", "genkd.event_log", "genkd.averaging"),
+    *("coordinator.cli", "coordinator.superlink", "contracts.app_bundle"),
     *("node.cli", "genkd.console", "node.settings", "node.doctor", "genkd.layered_settings"),
 )
 

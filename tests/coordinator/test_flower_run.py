@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +21,8 @@ from coordinator import flower_run
 from coordinator.flower_run import run_server_app
 from coordinator.superlink_calls import RunLost, SuperLinkCalls, control_client
 from genkd.errors import ConfigurationError, CoordinatorUnreachable, Stopped
+
+ROOT = Path(__file__).parents[2]
 
 
 class Mishap(Exception):
@@ -276,5 +280,31 @@ def test_what_is_called_when_it_is_called_again_sees_the_token_of_the_new_superl
     assert run_server_app(served.folder, lambda grid, _c: list(grid.get_node_ids())) is not None
 
 
-def test_none_of_this_asked_another_host_for_anything(served: Any) -> None:
+# Whatever leaves this machine, or asks for a name, ends the process.
+OFFLINE = """
+import os, sys
+from pathlib import Path
+def watch(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        host = arguments[1][0] if event == "socket.connect" else arguments[0]
+        if host != "127.0.0.1":
+            print(event, arguments, flush=True)
+            os._exit(1)
+sys.addaudithook(watch)
+import flwr.app
+from coordinator.flower_run import run_server_app
+print(run_server_app(Path(sys.argv[1]), lambda grid, context: len(list(grid.get_node_ids()))))
+"""
+
+
+def test_none_of_this_asks_another_host_for_anything(served: Any) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", OFFLINE, str(served.folder)],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "FLWR_TELEMETRY_ENABLED": "1"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.strip().isdigit()
     assert served.outside == ""
