@@ -283,6 +283,15 @@ def test_the_order_of_the_students_changes_no_byte(method: Method, tmp_path: Pat
     assert len(results) == 1
 
 
+def test_which_zero_is_cut_changes_no_byte(tmp_path: Path) -> None:
+    students = scalars(tmp_path, 0.0, -0.0, 5.0)
+    results = set()
+    for order in itertools.permutations(students):
+        average(order, tmp_path / "out", "trimmed")
+        results.add((tmp_path / "out").read_bytes()[-4:])
+    assert results == {bytes(4)}
+
+
 @pytest.mark.parametrize("method", get_args(Method))
 def test_short_stretches_give_the_same_bytes(
     method: Method, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
