@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,13 +22,13 @@ from genkd.errors import (
 )
 from genkd.layered_settings import ChainFlag, KeysFlag, RegistryFlag, RpcFlag
 from genkd.signals import stop_signals
-from node.membership import Joined, Membership
 from node.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from contracts.enrolment import FederationCard
     from genkd.provenance.profile import NodeProfile
     from node.answers import Answer as Answered
+    from node.membership import Joined, Membership
 
 app = typer.Typer()
 
@@ -80,6 +81,7 @@ def join(
     from contracts.authority import parse_fingerprint
     from genkd.provenance.keys import KeyFolder
     from node.enrolment import parse_coordinator
+    from node.membership import Joined, Membership
     from node.supernode import run_membership
 
     parse_coordinator(coordinator)
@@ -122,7 +124,7 @@ def _joined(folder: Membership, wanted: Joined) -> Joined:
     if known.state == "admitted" and set(runs) != set(known.runs):
         say(f"the runs are those of {folder.policy}: add others there")
         runs = known.runs
-    joined = Joined(wanted.coordinator, known.fingerprint, known.node, runs, known.state)
+    joined = replace(known, coordinator=wanted.coordinator, runs=runs)
     if joined != known:  # the coordinator has moved
         folder.remember(joined)
     return joined
@@ -265,6 +267,8 @@ def status(membership: MembershipFlag = None, as_json: AsJson = False) -> Answer
     Reads what is on the disk, and asks the coordinator whether it is there, for five seconds at
     most.
     """  # noqa: D301
+    from node.membership import Membership
+
     settings = load_settings(membership=membership)
     folder = Membership(settings.membership.absolute())
     joined = folder.joined()
@@ -331,9 +335,10 @@ def _run_status(folder: Membership, run: str) -> dict[str, object]:
     following = newest[0].round + 1 if newest else 1
     out = f"runs/{run}-{following}" if run.replace("-", "").isalnum() else f"runs/round-{following}"
     distill = ["genkd-node", "distill", "--teacher", "TEACHER", "--out", out]
+    publish = ["genkd-node", "publish", out, "--run", run, "--round", str(following), "--for-round"]
     if newest:
         distill += ["--init-student", str(newest[0].student)]
-    publish = ["genkd-node", "publish", out, "--run", run, "--round", str(following), "--for-round"]
+        publish += ["--parent", str(newest[0].path)]
     return {
         "run": run,
         "run_id": to_hex(run_id),

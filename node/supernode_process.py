@@ -14,29 +14,30 @@ import os
 import sys
 import traceback
 from importlib.metadata import entry_points
+from typing import NoReturn
 
 from node.child_process import end_with_parent
 
 COMMAND = "flower-supernode"
 
 
-def main() -> int:
-    """Run it; returns its exit status, 1 if it came to its end by itself."""
+def main() -> NoReturn:
+    """Run it, and end this process as it ends; with status 1 if it simply stops."""
     end_with_parent()
     # By the name of the command, which is public; the module behind it is not.
     (command,) = entry_points(group="console_scripts", name=COMMAND)
     sys.argv[0] = COMMAND
+    status = 1
     try:
         command.load()()
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
     except Exception:
         traceback.print_exc()
-    return 1
-
-
-if __name__ == "__main__":
-    status = main()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # whatever threads are left
+
+
+if __name__ == "__main__":
+    main()

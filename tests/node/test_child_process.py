@@ -159,3 +159,35 @@ def test_a_log_that_cannot_be_written_loses_lines_and_says_why(tmp_path: Path) -
     log.write("kept")
     assert log.fault == ""
     assert log.path.read_text().endswith(" kept\n")
+
+
+# -- Flower's SuperNode in such a process ----------------------------------------------------------
+
+STOCK = """
+import sys, threading, time
+sys.path.insert(0, {root!r})
+from node import supernode_process
+
+class Command:
+    def load(self):
+        def main():
+            threading.Thread(target=time.sleep, args=(600,)).start()  # as its HTTP server
+            {ends}
+        return main
+
+supernode_process.entry_points = lambda **_: (Command(),)
+supernode_process.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("ends", "status"),
+    [("return", 1), ("raise RuntimeError('x')", 1), ("sys.exit(0)", 0), ("sys.exit(7)", 7)],
+    ids=["its loop ends", "it fails", "it is stopped", "it says why"],
+)
+def test_a_supernode_whose_work_is_over_ends_whatever_threads_it_has(
+    ends: str, status: int
+) -> None:
+    code = STOCK.format(root=str(ROOT), ends=ends)
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as process:
+        assert process.wait(30) == status

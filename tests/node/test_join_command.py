@@ -336,6 +336,7 @@ def test_status_says_what_comes_next(
     assert publish == f"{published} --parent {newest}"
     assert autumn["shared"] is None
     assert "--init-student" not in autumn["next"][0]
+    assert "--parent" not in autumn["next"][1]
     assert data["coordinator"]["reachable"] is True
     assert data["supernode"] == {
         "running": False, "pid": None, "state": "stopped", "since": None, "reason": "",
