@@ -1,6 +1,6 @@
 """A release comes in: checked, put into its place, and counted exactly once, or refused with why.
 
-    intake = Intake(store, Path("federation"), rules, chain, keys=keys)
+    intake = Intake(store, Path("federation"), rules, chain)
     submission = intake.submit(reply.files, sender=node_id)
     submission.accepted, submission.duplicate, submission.reason
 
@@ -25,7 +25,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from contracts.acknowledgement import SignedAcknowledgement
 from coordinator.intake_rules import IntakeRules, outliers
 from coordinator.recordable import fault_of_place, fault_of_record, fault_of_registry
 from coordinator.round_folder import folder_of_round
@@ -40,9 +39,7 @@ from genkd.errors import (
 )
 from genkd.provenance import Policy, verify
 from genkd.provenance.chain import ChainReader
-from genkd.provenance.node_keys import NodeKeys
 from genkd.provenance.receipt import Receipt
-from genkd.provenance.record import Acknowledgement
 from genkd.provenance.release import RECEIPT_NAME, SIZE_LIMITS, directory_name
 from genkd.provenance.statement import STUDENT_NAME
 from genkd.provenance.typed_data import to_hex
@@ -72,7 +69,6 @@ class Intake:
         folder: The federation folder.
         rules: What counts in this round.
         chain: The registry, at one endpoint.
-        keys: The coordinator's, which sign the acknowledgements; without them there are none.
         clock: Unix seconds.
     """
 
@@ -83,7 +79,6 @@ class Intake:
         rules: IntakeRules,
         chain: ChainReader,
         *,
-        keys: NodeKeys | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
@@ -91,7 +86,6 @@ class Intake:
         self._merged = folder / MERGED
         self._rules = rules
         self._chain = chain
-        self._keys = keys
         self._clock = clock
         self._registry_checked = False
         store.begin_round(rules.run_id, rules.round)
@@ -118,7 +112,7 @@ class Intake:
         content = _content_hash(files)
         found = self._store.find(rules.run_id, rules.round, content)
         if found is not None and found.accepted:
-            return self._acknowledged(replace(found, duplicate=True))
+            return replace(found, duplicate=True)
         submission = Submission(
             *(rules.run_id, rules.round, content, b"", "", sender, False, ""),
             received_at=int(self._clock()),
@@ -146,7 +140,7 @@ class Intake:
                 )
         if result.node:
             self._store.saw(result.node, sender, submission.received_at)
-        return self._acknowledged(result)
+        return result
 
     def refuse_outliers(self) -> list[Submission]:
         """Refuse accepted releases whose weights are far from the median's, now that all are here.
@@ -211,16 +205,6 @@ class Intake:
                     shutil.rmtree(working, ignore_errors=True)
         except OSError as error:
             raise unwritable(self._releases, error) from error
-
-    def _acknowledged(self, submission: Submission) -> Submission:
-        if self._keys is None or not submission.accepted:
-            return submission
-        domain = self._rules.domain
-        message = Acknowledgement(
-            *(submission.record_id, submission.run_id, submission.round, submission.received_at)
-        )
-        signed = SignedAcknowledgement.sign(message, self._keys, domain)
-        return replace(submission, acknowledgement=signed.to_bytes())
 
 
 def _require_release(files: Mapping[str, bytes], max_bytes: int) -> None:

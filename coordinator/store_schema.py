@@ -85,8 +85,6 @@ class Submission:
         architecture: What the student's card says; empty if it was not read.
         norm: Root mean square of the student's weights; 0 if it was not measured.
         duplicate: Whether it had been accepted before this call. Only `Intake.submit` says so.
-        acknowledgement: The coordinator's signed word for the node, of an accepted one; empty if
-            the intake holds no keys.
     """
 
     run_id: bytes
@@ -103,7 +101,6 @@ class Submission:
     architecture: str = ""
     norm: float = 0.0
     duplicate: bool = False
-    acknowledgement: bytes = b""
 
 
 @dataclass(frozen=True)

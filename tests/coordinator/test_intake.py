@@ -32,7 +32,6 @@ from benchmarks.submissions import (
     student_file,
     teacher_of,
 )
-from contracts.acknowledgement import SignedAcknowledgement
 from coordinator.intake import Intake
 from coordinator.intake_rules import IntakeRules, SharedStudent
 from coordinator.round_folder import folder_of_round
@@ -78,7 +77,7 @@ class World:
 
     def intake(self, **changes: object) -> Intake:
         rules = replace(self.rules, **changes)  # type: ignore[arg-type]
-        return Intake(self.store, self.folder, rules, self.chain, keys=self.coordinator)
+        return Intake(self.store, self.folder, rules, self.chain)
 
     def submit(self, files: Mapping[str, bytes], **rules: object) -> Submission:
         return self.intake(**rules).submit(files, SENDER)
@@ -173,21 +172,6 @@ def test_an_honest_release_counts_and_lies_where_it_belongs(world: World) -> Non
     assert verify(result.path, policy=Policy(DOMAIN)).signed
     assert world.on_disk() == kept(files)
     assert [one.node for one in world.store.nodes()] == [world.node.address]
-
-
-def test_the_coordinator_gives_its_signed_word_and_the_same_one_again(world: World) -> None:
-    files = world.release()
-    first, second = world.submit(files), world.submit(files)
-    assert second == replace(first, duplicate=True)
-    word = SignedAcknowledgement.from_bytes(first.acknowledgement)
-    word.check(world.coordinator.address)
-    assert word.message.record_id == first.record_id
-    assert (word.message.run_id, word.message.round) == (RUN, ROUND)
-    assert word.message.received_at == first.received_at
-
-
-def test_a_refused_release_gets_no_acknowledgement(world: World) -> None:
-    assert world.submit(world.release(keys=world.stranger)).acknowledgement == b""
 
 
 def test_two_nodes_count_in_one_round(world: World) -> None:
@@ -530,9 +514,9 @@ def test_the_same_bytes_again_are_a_duplicate_that_costs_no_check(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = world.release()
-    assert world.submit(files).accepted
+    first = world.submit(files)
     monkeypatch.setattr("coordinator.intake.verify", None)
-    assert [world.submit(files).duplicate for _ in range(3)] == [True] * 3
+    assert [world.submit(files) for _ in range(3)] == [replace(first, duplicate=True)] * 3
     assert len(list(world.store.submissions(RUN, ROUND))) == 1
 
 
@@ -575,7 +559,7 @@ def test_a_replay_in_the_next_round_is_refused_and_the_first_acceptance_stays(
     first = world.submit(files)
     result = world.submit(files, round=ROUND + 1)
     assert f"round {ROUND}" in result.reason
-    assert list(world.store.accepted(RUN, ROUND)) == [replace(first, acknowledgement=b"")]
+    assert list(world.store.accepted(RUN, ROUND)) == [first]
 
 
 def test_a_round_that_is_merged_takes_no_release(world: World) -> None:
