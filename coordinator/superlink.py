@@ -17,6 +17,7 @@ import asyncio
 import fcntl
 import logging
 import os
+import resource
 import secrets
 import signal
 import socket
@@ -134,6 +135,7 @@ def _run(
     announce: Callable[[], None],
 ) -> None:
     from coordinator.superlink_listeners import (
+        MAX_CONNECTIONS,
         Listener,
         Tls,
         private_application,
@@ -143,6 +145,7 @@ def _run(
 
     tls = Tls(str(config.federation / "server.pem"), str(config.federation / "server.key"))
     _require_usable(tls)
+    _allow_open_files(MAX_CONNECTIONS)
     flower = _flower_application(config.federation)
     public = Listener(public_application(flower, enrolment), sockets[0], tls=tls)
     private = Listener(private_application(flower, running.token), sockets[1], lifespan=True)
@@ -163,6 +166,15 @@ def _require_usable(tls: Tls) -> None:
             f"the server's certificate cannot be used: {type(error).__name__}",
             hint="run 'genkd-coordinator init' to issue it again",
         ) from error
+
+
+def _allow_open_files(connections: int) -> None:
+    """Raise this process's limit of open files, as far as it may: the usual 1024 are few."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * connections
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
 @contextmanager

@@ -104,7 +104,7 @@ def test_each_name_is_there(name: str) -> None:
         (flower.Fab, {"hash_str", "content", "verifications"}),
         (flower.pull_task_input, {"client"}),
         (flower.message_from_proto, {"message_proto"}),
-        (flower.iterate_object_tree, {"object_tree"}),
+        (flower.iterate_object_tree, {"tree"}),
         (
             flower.pull_objects,
             {"object_ids", "pull_object_fn", "initial_backoff", "backoff_cap"},

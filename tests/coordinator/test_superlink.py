@@ -246,6 +246,13 @@ def test_what_it_keeps_is_for_its_owner(served: Any) -> None:
     assert served.running.token not in served.said
 
 
+def test_a_thousand_nodes_find_a_free_file_descriptor(served: Any) -> None:
+    limits = Path(f"/proc/{served.process.pid}/limits").read_text()
+    (line,) = (line for line in limits.splitlines() if line.startswith("Max open files"))
+    soft, hard = line.split()[3:5]
+    assert int(soft) >= min(8192, int(hard))
+
+
 # Nodes
 
 
