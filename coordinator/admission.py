@@ -70,6 +70,12 @@ def admit(
         if authority is not None:
             request.check(client.domain, bytes.fromhex(authority.fingerprint))
         _require_own_supernode(joins, join)
+    known = client.state.node(profile.node)
+    if known.since and known.until != NEVER:
+        raise RefusedByPolicy(
+            f"{profile.node} was removed from the registry, which takes no key back",
+            hint="the node makes new keys in another folder: genkd-node init --keys FOLDER",
+        )
     written = client.add_node(profile.node, profile.message.next_key_hash, profile.profile_hash())
     decided = joins.decide(profile.node, "admitted")
     if decided.request is not None and is_up(federation):
