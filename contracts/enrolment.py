@@ -33,7 +33,7 @@ from genkd.provenance.secp256k1 import recover_address
 from genkd.provenance.typed_data import BYTES32, Domain, parse_address, to_hex
 
 PROTOCOL: Final = 1
-MAX_CARD_BYTES: Final = 64 * 1024
+MAX_CARD_BYTES: Final = 128 * 1024
 MAX_REQUEST_BYTES: Final = 16 * 1024
 MAX_ANSWER_BYTES: Final = 4 * 1024
 MAX_RUNS, MAX_RUN_CHARACTERS = 128, 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,15 @@ from typing import Any
 import pytest
 
 from contracts.app_bundle import app_bundle_sha256
-from contracts.enrolment import FederationCard
+from contracts.enrolment import FederationCard, JoinRequest
+from contracts.registry_state import RegistryState
+from coordinator import cli
 from coordinator.joins import Joins
-from genkd.provenance.typed_data import parse_address
+from genkd.canonical import canonical_json
+from genkd.provenance import keystore
+from genkd.provenance.typed_data import Domain, parse_address
 from node.enrolment import ask_state, enrol
-from tests.coordinator.enrolment_server import keys_of, supernode_key
+from tests.coordinator.enrolment_server import CARD, keys_of, supernode_key
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 120.0  # on a machine that does other things as well
@@ -44,13 +49,24 @@ class Home:
         }
 
     def run(self, *arguments: str, code: int = 0) -> Any:
+        """A command in this process: for those that ask no SuperLink: flwr stays out."""
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as out:
+            for name in [name for name in os.environ if name.startswith("GENKD_")]:
+                patch.delenv(name)
+            for name, value in self.environment.items():
+                patch.setenv(name, value)
+            patch.setattr(keystore, "SCRYPT_N", 2**12)
+            patch.chdir(self.path)
+            ended = cli.main([*arguments, "--json"])
+        return result(out.getvalue(), ended, code)
+
+    def run_apart(self, *arguments: str, code: int = 0) -> Any:
+        """A command in a process of its own."""
         command = [sys.executable, "-m", "coordinator.cli", *arguments, "--json"]
         done = subprocess.run(
-            command, cwd=self.path, env=self.environment, capture_output=True, text=True
+            command, cwd=self.path, env=self.environment, stdout=subprocess.PIPE, text=True
         )
-        assert done.returncode == code, done.stdout + done.stderr
-        value = json.loads(done.stdout)
-        return value["data"] if value["status"] == "ok" else value["error"]
+        return result(done.stdout, done.returncode, code)
 
     @contextmanager
     def serving(self, end: signal.Signals = signal.SIGTERM) -> Iterator[str]:
@@ -80,6 +96,12 @@ class Home:
     @property
     def log(self) -> str:
         return (self.path / "serve.log").read_text()
+
+
+def result(text: str, ended: int, expected: int) -> Any:
+    assert ended == expected, text
+    value = json.loads(text)
+    return value["data"] if value["status"] == "ok" else value["error"]
 
 
 def until(condition: Callable[[], bool], process: subprocess.Popen[bytes] | None = None) -> None:
@@ -124,9 +146,9 @@ def test_from_init_to_a_node_that_is_let_in_and_shut_out(home: Home, tmp_path: P
         assert (card.runs, card.app_sha256) == (("spring",), app_bundle_sha256())
         assert card.rpc_url is not None, "this federation is on one machine"
         assert [row["node"] for row in home.run("admit")["pending"]] == [keys.address]
-        first = home.run("admit", keys.address)
+        first = home.run_apart("admit", keys.address)
         assert first["supernode"] is not None
-        again = home.run("admit", keys.address)
+        again = home.run_apart("admit", keys.address)
         assert (again["before"], again["supernode"]) == (True, first["supernode"])
         assert ask_state(address, tmp_path, keys.address).state == "admitted"
         assert home.run("admit")["pending"] == []
@@ -147,7 +169,7 @@ def test_from_init_to_a_node_that_is_let_in_and_shut_out(home: Home, tmp_path: P
     with home.serving() as address:
         until(lambda: joins.supernodes() == {})
         assert join(address, other) == "refused"
-        assert home.run("remove", keys.address, "--from", "now")["node"] == keys.address
+        assert home.run_apart("remove", keys.address, "--from", "now")["node"] == keys.address
         assert "takes no key back" in home.run("admit", keys.address, code=9)["message"]
 
 
@@ -165,9 +187,6 @@ def test_who_never_asked_is_not_admitted_by_address(home: Home) -> None:
 
 
 def test_a_request_nobody_wants_is_refused_without_the_chain(home: Home) -> None:
-    from contracts.enrolment import JoinRequest
-    from tests.coordinator.enrolment_server import CARD
-
     keys, joins = keys_of(6), Joins(home.path / "federation")
     joins.receive(JoinRequest.make(keys, supernode_key(), CARD.domain, bytes(32)))
     # It was made for another registry and another authority: nobody can admit it.
@@ -178,13 +197,24 @@ def test_a_request_nobody_wants_is_refused_without_the_chain(home: Home) -> None
     assert answer.state == "refused"
 
 
-def test_two_nodes_do_not_share_a_supernode(home: Home, tmp_path: Path) -> None:
-    home_joins = Joins(home.path / "federation")
-    shared = supernode_key()
-    fingerprint = home.run("init", "--host", "localhost")["ca_fingerprint"]
-    with home.serving() as address:
-        for secret, code in ((11, 0), (12, 9)):
-            keys = keys_of(secret)
-            enrol(address, fingerprint, keys.profile, keys, shared, tmp_path)
-            home.run("admit", keys.address, code=code)
-    assert list(home_joins.supernodes().values()) == [keys_of(11).address]
+def test_two_nodes_do_not_share_a_supernode(home: Home) -> None:
+    joins, shared = Joins(home.path / "federation"), supernode_key()
+    status = home.run("chain", "status")
+    domain = Domain(status["chain_id"], status["registry"])
+    authority = bytes.fromhex(home.run("init", "--host", "localhost")["ca_fingerprint"])
+    for secret, code in ((11, 0), (12, 9)):
+        keys = keys_of(secret)
+        joins.receive(JoinRequest.make(keys, shared, domain, authority))
+        answer = home.run("admit", keys.address, code=code)
+    assert keys_of(11).address in answer["message"]
+    state = RegistryState(status["rpc_url"], domain, confirmations=0)
+    assert state.node(keys.address).since == 0, "refused before the chain is written to"
+
+
+def test_a_profile_other_than_the_one_that_asked_is_refused(home: Home) -> None:
+    """Both signed by the same node, which must say which one it means."""
+    joins, keys = Joins(home.path / "federation"), keys_of(13)
+    joins.receive(JoinRequest.make(keys, supernode_key(), CARD.domain, bytes(32)))
+    profile = home.path / "profile.json"
+    profile.write_bytes(canonical_json(keys_of(13).profile.to_json()))
+    assert "another profile" in home.run("admit", "profile.json", code=4)["message"]
