@@ -47,7 +47,7 @@ NO_CONNECTION = "Connection attempt failed"
 CONNECTED_AGAIN = "Connection successful"
 PORT_TAKEN = "address already in use"
 TLS_FAILED = "SSL/TLS handshake error"
-NOT_ACTIVATED = "could not be activated"
+NOT_ACTIVATED = "Failed to activate SuperNode"
 
 LOST_PORT = "another program took its port"
 
@@ -149,15 +149,13 @@ class _Keeper:
         if child is None:
             return
         status = child.exit_status()  # before its last words are read
-        words = ""
         for line in child.lines():
-            words = line
             if name == SUPERNODE:
                 self._hear(line)
         if status is not None:
             child.close()
             del self._children[name]
-            self._ended(name, status, time.monotonic() - child.started, words)
+            self._ended(name, status, time.monotonic() - child.started)
 
     def _hear(self, line: str) -> None:
         """Understand what the SuperNode says."""
@@ -180,17 +178,17 @@ class _Keeper:
 
     # -------------------------------------------------------------- ending
 
-    def _ended(self, name: str, status: int, seconds: float, words: str) -> None:
+    def _ended(self, name: str, status: int, seconds: float) -> None:
         """Say why, and when it is started again."""
+        reason = f"status {status}, see {self._logs[name].path}"
         if name == EXECUTOR:
-            reason = f"with status {status}: {words}"
             if SUPERNODE in self._children:
                 self._children.pop(SUPERNODE).end(SECONDS_TO_END[SUPERNODE])
                 self._due[SUPERNODE] = 0.0
         elif status == 0:  # Flower ends so when a request is answered with 401
             reason = "the coordinator does not let this node in any more"
         else:
-            reason = self._heard or f"with status {status}: {words}"
+            reason = self._heard or reason
         if name == SUPERNODE and self._heard == LOST_PORT:
             self._port = _free_port()
             if EXECUTOR in self._children:
@@ -198,7 +196,7 @@ class _Keeper:
         self._failures[name] = 0 if seconds > SECONDS_OF_HEALTH else self._failures[name] + 1
         pause = min(LONGEST_PAUSE, 2.0 ** (self._failures[name] - 1))
         self._due[name] = time.monotonic() + pause
-        self._tell(f"the {name} ended ({printable(reason)[:200]}); starting it again")
+        self._tell(f"the {name} ended ({printable(reason)[:400]}); starting it again")
         self._note("stopped", reason)
 
     def _tell(self, line: str) -> None:
