@@ -60,6 +60,23 @@ def label_embeddings(
     return nn.functional.normalize(rows.detach().float().cpu(), dim=1)
 
 
+def distinct(embeddings: Tensor) -> Tensor:
+    """The embeddings without what they have in common, of length 1 again.
+
+    The last layer of a network that was taught some of its classes only has a large part in common
+    in the rows of those: normalised, they are nearly one and the same.
+
+    Args:
+        embeddings: float32 (K, e).
+
+    Returns:
+        (K, e); as given where that leaves nothing, of a single class.
+    """
+    if len(embeddings) < 2:
+        return embeddings
+    return nn.functional.normalize(embeddings - embeddings.mean(0), dim=1)
+
+
 def _last_layer_rows(teacher: nn.Module, num_classes: int) -> Tensor:
     """W (K, e) of the last linear layer or convolution with K outputs."""
     last: Tensor | None = None

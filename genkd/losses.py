@@ -51,21 +51,6 @@ def distillation_loss(teacher_logits: Tensor, student_logits: Tensor, temperatur
     return temperature**2 * divergence
 
 
-def energy_difference(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-    """Mean squared difference of the energies -LogSumExp of teacher and student, in nats squared.
-
-    `distillation_loss` does not see what is added to all logits of a row alike, so a student's
-    energy, by which Liu et al. 2020 (arXiv:2010.03759, eq. 4) tell the familiar from the strange,
-    would mean nothing.
-
-    Returns:
-        Scalar, >= 0.
-    """
-    precise = torch.promote_types(student_logits.dtype, torch.float32)
-    difference = teacher_logits.to(precise).logsumexp(1) - student_logits.to(precise).logsumexp(1)
-    return difference.square().mean()
-
-
 def divergence(teacher_logits: Tensor, student_logits: Tensor, kind: Divergence = "kl") -> Tensor:
     """How differently teacher and student see each image.
 

@@ -107,8 +107,6 @@ class Recipe:
         student_batch: Its batch.
         student_rate: Its peak learning rate.
         student_decay: Its weight decay.
-        student_energy_weight: Factor on the squared difference of the student's and the teacher's
-            energies, which makes the student's tell the familiar from the strange.
         temperature: T of the distillation loss.
         affine: Strength of the random affine maps, 0..1.
         mixed_share: Share of its images blended with another, 0..1.
@@ -143,7 +141,6 @@ class Recipe:
     student_batch: int = 128
     student_rate: float = 0.2
     student_decay: float = 5e-4
-    student_energy_weight: float = 0.1
     temperature: float = 4.0
     affine: float = 1.0
     mixed_share: float = 0.5

@@ -22,7 +22,7 @@ from genkd.bank import SynthesisBank
 from genkd.card import InputCard
 from genkd.device import Device
 from genkd.ensemble import Ensemble
-from genkd.losses import distillation_loss, energy_difference
+from genkd.losses import distillation_loss
 from genkd.recipe import Recipe
 from genkd.teacher import Teacher
 
@@ -30,6 +30,7 @@ MOMENTUM = 0.9
 # The rate rises linearly over the first share of the budget, then falls along a cosine.
 RATE_WARM_UP = 0.05
 LOWEST_RATE = 1e-3  # as a share of the peak
+SETTLING_BATCHES = 20
 
 
 class NormalisedStudent(nn.Module):
@@ -102,6 +103,32 @@ class StudentLearner:
         self.student.eval()
         return figures, rate
 
+    @torch.no_grad()
+    def settle(self, bank: SynthesisBank) -> None:
+        """Let BatchNorm remember stored images as they are; call it once, after the last step.
+
+        While learning it saw them moved and blended. Its statistics are what a merge later draws
+        images out of the student by, and what it judges real images by.
+        """
+        norms = [
+            module
+            for module in self.student.modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+            and module.running_mean is not None
+        ]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the plain average over all batches
+        self.student.train()
+        for _ in range(SETTLING_BATCHES if norms else 0):
+            images, _ = bank.draw(self.batch, self.random)
+            with self.device.autocast():
+                self.student(images.contiguous(memory_format=torch.channels_last))
+        self.student.eval()
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
     def halve_batch(self) -> int:
         """Learn from half as many images a step from now on; how many, or 0 if not possible."""
         if self.batch // 2 < 2:  # BatchNorm needs two
@@ -140,9 +167,6 @@ class StudentLearner:
         with self.device.autocast():
             student_logits = self.student(images)
         loss = distillation_loss(teacher_logits, student_logits, recipe.temperature)
-        if recipe.student_energy_weight:
-            level = energy_difference(teacher_logits, student_logits)
-            loss = loss + recipe.student_energy_weight * level
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from genkd.bank import as_images, quantise
 from genkd.batch_statistics import BatchStatistics
 from genkd.device import Device
-from genkd.generator import Generator, label_embeddings
+from genkd.generator import Generator, distinct, label_embeddings
 from genkd.losses import (
     class_cross_entropy,
     class_entropy,
@@ -94,8 +94,9 @@ class Synthesiser:
         self.rounds = 0
         self.teacher_passes = 0
         rows = label_embeddings(teacher, len(teacher.places), "teacher", generator)
+        asked = rows[[teacher.places.index(one) for one in teacher.known]]
         embeddings = rows.new_zeros(self.num_classes, rows.shape[1])
-        embeddings[list(teacher.places)] = rows  # nothing is ever asked of the other classes
+        embeddings[list(teacher.known)] = distinct(asked)  # nothing is asked of the other classes
         self.generator = Generator(
             recipe.latent_dim,
             embeddings,

@@ -235,6 +235,7 @@ def train_student(
             hint="check the input card (size, mean, std), or raise --set generator_steps",
         )
     _save(training, run)
+    training.learner.settle(training.bank)  # after the checkpoint: a resumed run comes here too
     return Trained(
         training.bank,
         training.seconds,

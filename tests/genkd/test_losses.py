@@ -15,7 +15,6 @@ from genkd.losses import (
     distillation_loss,
     divergence,
     effective_sample_size,
-    energy_difference,
     label_log_probability,
     masked_divergence,
     maximum_likelihood_loss,
@@ -215,14 +214,6 @@ def test_cutmix_boxes_have_the_expected_area() -> None:
     foreign = (mixed != images).float().mean()
     expected = (1 / 2 - 1 / 5 + 1 / 48) / 2  # half the partners are of the same kind
     assert float(foreign) == pytest.approx(expected, abs=0.012)
-
-
-def test_energy_difference_by_hand_and_by_a_constant_that_distillation_does_not_see() -> None:
-    teacher = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
-    student = teacher + torch.tensor([[3.0], [-1.0]])
-    assert float(energy_difference(teacher, student)) == pytest.approx((9 + 1) / 2)
-    assert float(distillation_loss(teacher, student, 4.0)) == pytest.approx(0, abs=1e-6)
-    assert float(energy_difference(teacher, torch.zeros(2, 2))) == pytest.approx(0.5)
 
 
 def mixed_up(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -154,13 +154,7 @@ def test_one_sgd_step_by_hand() -> None:
 
     student = nn.Sequential(nn.Flatten(), nn.Linear(1, 2, bias=False))
     nn.init.zeros_(student[1].weight)  # type: ignore[arg-type]
-    keys = {
-        "student_steps": 1,
-        "affine": 0.0,
-        "mixed_share": 0.0,
-        "temperature": 2.0,
-        "student_energy_weight": 0.0,
-    }
+    keys = {"student_steps": 1, "affine": 0.0, "mixed_share": 0.0, "temperature": 2.0}
     recipe = dataclasses.replace(RECIPE, student_decay=0.0, **keys)  # type: ignore[arg-type]
     place = Device(torch.device("cpu"), "fp32")
     learner = StudentLearner(student, recipe, place, place.generator(0))
@@ -209,3 +203,18 @@ def test_a_checkpoint_continues_bit_for_bit(tiny_teacher: Path) -> None:
         learner.random = torch.Generator().manual_seed(9)
         learner.learn(teacher, bank, progress=0.4)
     assert torch.equal(weights(first), weights(second))
+
+
+def test_batchnorm_settles_on_images_as_they_are_stored() -> None:
+    learner, bank = learner_of(), bank_of("cpu")
+    weights_before = {k: v.clone() for k, v in learner.student.named_parameters()}
+    norm = next(m for m in learner.student.modules() if isinstance(m, nn.BatchNorm2d))
+    momentum, inputs = norm.momentum, list[Tensor]()
+    norm.register_forward_pre_hook(lambda _, given: inputs.append(given[0].detach().clone()))
+    learner.settle(bank)
+    assert norm.momentum == momentum
+    assert not learner.student.training
+    assert norm.running_mean is not None
+    mean = torch.stack([batch.mean((0, 2, 3)) for batch in inputs]).mean(0)
+    torch.testing.assert_close(norm.running_mean, mean, atol=1e-4, rtol=1e-4)
+    assert all(torch.equal(v, weights_before[k]) for k, v in learner.student.named_parameters())
