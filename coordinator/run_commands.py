@@ -123,7 +123,11 @@ def run(
 
         return run_rounds(grid, settings, request, *unlocked, lambda: stop_signals(say))
 
-    return _answer(run_server_app(settings.federation, main))
+    # Every step may be cut off anywhere, so a signal ends it at once; but a merge ends a round of
+    # its training first, which would else be lost.
+    with stop_signals(say):
+        done = run_server_app(settings.federation, main)
+    return _answer(done)
 
 
 def _answer(done: Sequence[DoneRound]) -> Answer:

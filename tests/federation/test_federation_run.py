@@ -30,7 +30,13 @@ from genkd.errors import (
 from genkd.provenance import Policy, secp256k1, verify
 from node.inbox import shared_students
 from tests.federation.local_grid import LocalGrid
-from tests.federation.memory_federation import CARD, MemoryFederation, model_file, receipt_of
+from tests.federation.memory_federation import (
+    CARD,
+    MemoryFederation,
+    in_memory,
+    model_file,
+    receipt_of,
+)
 from tests.federation.memory_registry import MemoryClient
 from tests.federation.memory_rounds import Killed, Rounds, ToyStart, statement_parents, weights_of
 
@@ -434,8 +440,8 @@ def test_a_student_that_is_no_longer_valid_is_no_start_for_a_round(
 def steps_of(rounds: Rounds, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Make every step of the coordinator that leaves a trace countable; [count, the one to die at].
 
-    A step is a file put in its place, a directory renamed, a transaction of the store, a call that
-    writes to the registry. The process dies just before it, or just after.
+    A step is a file put in its place, a directory renamed, a call that writes to the registry. The
+    process dies just before it, which is just after the one before.
     """
     counter = [0, -1]
     coordinator = threading.current_thread()
@@ -451,9 +457,7 @@ def steps_of(rounds: Rounds, monkeypatch: pytest.MonkeyPatch) -> list[int]:
             if threading.current_thread() is not coordinator or working[0]:
                 return step(*arguments, **named)
             tick()
-            result = step(*arguments, **named)
-            tick()
-            return result
+            return step(*arguments, **named)
 
         return wrapped
 
@@ -471,22 +475,19 @@ def steps_of(rounds: Rounds, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counter
 
 
-STEPS = 60  # more than there are: the loop ends by itself
+MOST_STEPS = 200  # the loop ends by itself
 
 
-@pytest.mark.parametrize("part", range(4))
-def test_killed_before_or_after_any_step_the_round_ends_right_when_repeated(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int
+@pytest.mark.parametrize("part", range(2))
+def test_killed_before_any_step_the_round_ends_right_when_repeated(
+    tmp_path: Path, part: int
 ) -> None:
-    from tests.federation.memory_federation import in_memory
-
     killed = 0
-    for kill in range(part, 2 * STEPS, 4):
+    for kill in range(part, MOST_STEPS, 2):
         folder = tmp_path / str(kill)
         folder.mkdir()
         with pytest.MonkeyPatch.context() as patch:
             federation = in_memory(folder, patch)
-            federation.add_node()
             rounds = Rounds(federation, folder / "coordinator")
             counter = steps_of(rounds, patch)
             counter[1] = kill
@@ -495,14 +496,15 @@ def test_killed_before_or_after_any_step_the_round_ends_right_when_repeated(
                     rounds.run(grid)
                 except Killed:
                     killed += 1
+                done = counter[0] < kill
                 counter[1] = -1
                 rounds.run(grid)
-            rounds.assert_recorded_once()
+            rounds.assert_recorded_once(members=2)
             for node in federation.nodes:
                 assert max(s.round for s in shared_students(node.membership)) == 1
-            if counter[0] <= kill:
-                break
-    assert killed > 3
+        if done:
+            break
+    assert killed > 10
 
 
 def test_every_commit_of_the_store_may_be_the_last_thing_that_happens(

@@ -183,19 +183,23 @@ def test_students_of_different_architectures_are_distilled_and_an_interruption_i
     different: list[Path], tmp_path: Path
 ) -> None:
     out, wanted = tmp_path / "out", MergePlan(MergeMethod.DISTILL, TOY, **QUICK)  # type: ignore[arg-type]
-    with pytest.raises(Interrupted):
-        merge_releases(different, out, wanted, interruptible=stopping_after(1))  # type: ignore[arg-type]
-    assert not (out / merging.NOTE).exists()
     told: list[float] = []
-    merged = merge_releases(
-        different, out, wanted, on_progress=lambda fraction, eta: told.append(fraction)
-    )
+    with pytest.raises(Interrupted):
+        merge_releases(
+            different,
+            out,
+            wanted,
+            interruptible=stopping_after(1),  # type: ignore[arg-type]
+            on_progress=lambda fraction, eta: told.append(fraction),
+        )
+    assert told
+    assert not (out / merging.NOTE).exists()
+    merged = merge_releases(different, out, wanted)
     card = read_card(read_header(merged.student, STUDENT_FILE))
     assert card is not None
     assert (card.spec, card.class_names) == (TOY.spec, TOY.class_names)
     assert merged.recipe["merge"] == "distill"
     assert "energy.mean" in merged.evaluation  # so that it can be a member of the next merge
-    assert told
     note = json.loads((out / merging.NOTE).read_bytes())
     assert note["parents"] == sorted(to_hex(receipt_of(p).record_id()) for p in different)
 
