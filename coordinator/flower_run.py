@@ -29,7 +29,8 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from contracts.app_bundle import app_bundle, app_bundle_sha256, app_project
 from contracts.flower_environment import set_flower_environment
-from coordinator.superlink import FLOWER_HOME, lock, superlink_secret
+from coordinator.superlink import FLOWER_HOME, lock
+from coordinator.superlink_application import superlink_secret
 from genkd.errors import ConfigurationError, CoordinatorUnreachable, GenKDError, Stopped
 
 if TYPE_CHECKING:

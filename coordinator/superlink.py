@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import logging
 import os
 import resource
 import secrets
@@ -36,7 +35,7 @@ from coordinator.superlink_file import (
     remove_superlink_file,
     write_superlink_file,
 )
-from genkd.durable import atomic_write, unwritable
+from genkd.durable import unwritable
 from genkd.errors import ConfigurationError, KeyOrSignatureError
 
 if TYPE_CHECKING:
@@ -53,9 +52,8 @@ __all__ = [
     "unregister_supernode",
 ]
 
-DATABASE, SECRET, LOCK = "superlink.sqlite", "superlink.secret", "superlink.lock"
-FLOWER_HOME = "flwr-home"
-SECRET_BYTES = 32
+LOCK, FLOWER_HOME = "superlink.lock", "flwr-home"
+TOKEN_BYTES = 32
 MAX_PORT = 65535
 # For a question of a person at a terminal; a run is more patient.
 SECONDS_OF_PATIENCE = 10.0
@@ -112,7 +110,7 @@ def serve(
             public=_address(config.public_name or config.host, public_socket),
             private=_address("127.0.0.1", private_socket),
             pid=os.getpid(),
-            token=secrets.token_hex(SECRET_BYTES),
+            token=secrets.token_hex(TOKEN_BYTES),
         )
 
         def announce() -> None:
@@ -134,6 +132,7 @@ def _run(
     sockets: tuple[socket.socket, socket.socket],
     announce: Callable[[], None],
 ) -> None:
+    from coordinator.superlink_application import flower_application
     from coordinator.superlink_listeners import (
         MAX_CONNECTIONS,
         Listener,
@@ -146,7 +145,7 @@ def _run(
     tls = Tls(str(config.federation / "server.pem"), str(config.federation / "server.key"))
     _require_usable(tls)
     _allow_open_files(MAX_CONNECTIONS)
-    flower = _flower_application(config.federation)
+    flower = flower_application(config.federation)
     public = Listener(public_application(flower, enrolment), sockets[0], tls=tls)
     private = Listener(private_application(flower, running.token), sockets[1], lifespan=True)
 
@@ -196,85 +195,6 @@ def _stopped_by_signals(stop: asyncio.Event) -> Iterator[None]:
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)
-
-
-def _flower_application(federation: Path) -> Application:
-    """Flower's own server, with every door of it that we need not left shut."""
-    from contracts.flower_private import (
-        GRPC_RERE,
-        ISOLATION_BY_PROCESS,
-        NoOpControlAuthnPlugin,
-        SuperLinkLifespan,
-        SuperLinkLifespanConfig,
-        create_app,
-    )
-
-    logging.getLogger("flwr").setLevel(logging.WARNING)
-    settings = SuperLinkLifespanConfig(
-        # The gRPC servers of old stay off; the addresses of the HTTP ones are our listeners'.
-        control_address="",
-        fleet_api_type=GRPC_RERE,
-        fleet_api_address=None,
-        health_server_address=None,
-        host="127.0.0.1",
-        port=0,
-        # TLS ends at our public listener.
-        insecure=False,
-        certificates=None,
-        ssl_ca_certfile=None,
-        ssl_certfile=None,
-        ssl_keyfile=None,
-        # Only registered keys are nodes, and only who has the secret takes a run's tasks.
-        enable_supernode_auth=True,
-        superexec_auth_secret=superlink_secret(federation),
-        authn_plugin=NoOpControlAuthnPlugin(),
-        # The SuperLink starts no process of its own and installs nothing.
-        isolation=ISOLATION_BY_PROCESS,
-        runtime_dependency_install=False,
-        simulation=False,
-        database=str(_database(federation)),
-        artifact_provider=None,
-        enable_event_log=False,
-        event_log_plugin=None,
-        fleet_event_log_plugin=None,
-    )
-    try:
-        application: Application = create_app(settings, SuperLinkLifespan)
-    except Exception as error:  # of whichever database layer Flower has chosen
-        raise ConfigurationError(
-            f"{settings.database} cannot be used as the SuperLink's: {type(error).__name__}",
-            hint="restore it, or move it away and admit each node again",
-        ) from error
-    return application
-
-
-def superlink_secret(federation: Path) -> bytes:
-    """What proves to the SuperLink that it may hand out a run's tasks; made once, kept.
-
-    Raises:
-        ResourceExhausted: If it can be neither read nor written.
-    """
-    path = federation / SECRET
-    try:
-        secret = path.read_bytes()
-    except FileNotFoundError:
-        secret = b""
-    except OSError as error:
-        raise unwritable(path, error) from error
-    if len(secret) != 2 * SECRET_BYTES:
-        secret = secrets.token_hex(SECRET_BYTES).encode()
-        atomic_write(path, secret, mode=0o600)
-    return secret
-
-
-def _database(federation: Path) -> Path:
-    """The path of the database, readable by its owner only, as SQLite's own files beside it."""
-    path = federation / DATABASE
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-    except OSError as error:
-        raise unwritable(path, error) from error
-    return path.absolute()
 
 
 @contextmanager

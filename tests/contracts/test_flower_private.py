@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 PUBLIC = {"app", "clientapp", "serverapp", "simulation"}
 USERS = {
     *("coordinator/superlink.py", "coordinator/superlink_calls.py", "coordinator/flower_run.py"),
+    "coordinator/superlink_application.py",
     "node/executor.py",
 }
 FOLDERS = ("genkd", "contracts", "node", "coordinator", "benchmarks", "examples")
@@ -155,7 +156,7 @@ def test_what_is_told_of_a_node_has_the_fields_we_use() -> None:
 
 
 def test_every_setting_of_a_superlink_is_one_we_have_decided_on() -> None:
-    """A new one may open a door: `coordinator.superlink` fills them all by name."""
+    """A new one may open a door: `coordinator.superlink_application` fills them all by name."""
     assert {item.name for item in fields(flower.SuperLinkLifespanConfig)} == {
         *("control_address", "health_server_address", "host", "port", "insecure", "certificates"),
         *("superexec_auth_secret", "authn_plugin", "event_log_plugin", "fleet_event_log_plugin"),
