@@ -1,7 +1,7 @@
 """A coordinator's certificate authority as both sides name it: by its fingerprint.
 
     authority = read_authority(pem)             # exactly one certificate, of an authority
-    fingerprint(authority)                      # 64 lower-case digits: SHA-256 of its DER
+    fingerprint_of(authority)                   # 64 lower-case digits: SHA-256 of its DER
 
 The fingerprint is what a person carries from the coordinator to a node, by telephone or on paper;
 everything else follows from it.
@@ -49,7 +49,7 @@ def authority_pem(authority: x509.Certificate) -> bytes:
     return authority.public_bytes(Encoding.PEM)
 
 
-def fingerprint(authority: x509.Certificate) -> str:
+def fingerprint_of(authority: x509.Certificate) -> str:
     """SHA-256 of the certificate's DER, 64 lower-case digits."""
     return authority.fingerprint(hashes.SHA256()).hex()
 

@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from contracts.authority import authority_pem, fingerprint, read_authority
+from contracts.authority import authority_pem, fingerprint_of, read_authority
 from genkd.durable import atomic_write, unwritable
 from genkd.errors import ConfigurationError, GenKDError, KeyOrSignatureError, UsageError
 from genkd.provenance.passphrase import require_private
@@ -97,7 +97,7 @@ class Authority:
     @property
     def fingerprint(self) -> str:
         """What nodes know it by, 64 lower-case digits."""
-        return fingerprint(self.certificate)
+        return fingerprint_of(self.certificate)
 
     @property
     def server_certificate(self) -> x509.Certificate | None:

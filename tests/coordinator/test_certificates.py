@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from contracts.authority import (
     MAX_AUTHORITY_BYTES,
     authority_pem,
-    fingerprint,
+    fingerprint_of,
     parse_fingerprint,
     read_authority,
 )
@@ -223,7 +223,7 @@ def test_too_many_names_are_refused(authority: Authority) -> None:
 def test_an_authority_is_read_as_it_is_written(authority: Authority) -> None:
     pem = (authority.folder / "ca.pem").read_bytes()
     assert authority_pem(read_authority(pem)) == pem
-    assert fingerprint(read_authority(pem)) == authority.fingerprint
+    assert fingerprint_of(read_authority(pem)) == authority.fingerprint
 
 
 def test_a_second_certificate_is_not_smuggled_in_behind_the_first(

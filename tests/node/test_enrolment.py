@@ -35,6 +35,7 @@ from tests.coordinator.enrolment_server import (
     authority_in,
     behaving,
     keys_of,
+    read_request,
     serving,
     supernode_key,
 )
@@ -323,7 +324,7 @@ def scripted(authority: Authority, **bodies: bytes) -> Callable[[Any], None]:
     """A coordinator of the right authority that answers each path with given bytes."""
 
     def respond(connection: Any) -> None:
-        line = connection.recv(65536).decode("latin-1").partition("\r\n")[0]
+        line = read_request(connection).partition("\r\n")[0]
         if "ca.pem" in line:
             data = answer(authority_pem(authority.certificate))
         elif "federation.json" in line:
