@@ -32,7 +32,7 @@ FOLDER: Final = "joins"
 LOCK: Final = ".lock"
 VERSION = 1
 MAX_FILE_BYTES = 64 * 1024
-# A request takes 3 kB and a stranger makes one in a millisecond: what nobody decided is bounded.
+# A request takes 1 kB and a stranger some milliseconds: what nobody decided is bounded.
 MAX_UNDECIDED: Final = 1000
 UNDECIDED_SECONDS: Final = 30 * 24 * 3600
 # How long "too many" is believed before the files are counted again.
