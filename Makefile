@@ -1,25 +1,31 @@
-# Two commands on a fresh machine, each doing all of its own set-up:
+# Three commands on a fresh machine, each doing all of its own set-up:
 #
-#   make demo    distil the shipped teacher, evaluate the student, say where the report is
-#   make test    run every test
+#   make demo               distil the shipped teacher, evaluate the student, say where the report is
+#   make demo-federation    three nodes whose teachers know some classes each, merged in two rounds
+#   make test               run every test
 #
 # PYTHON=python3.12 make demo    uses another Python (3.11 or newer) for .venv
+# make demo-federation SPLIT=overlapping FASHION_MNIST=FOLDER
+#                                other teachers; the table on the whole test set, which lies in FOLDER
 # make test PYTEST="-k resume"   passes arguments on to pytest
 
 PYTHON ?= python3
 PYTEST ?=
 NPM ?= npm
+SPLIT ?= disjoint
+FASHION_MNIST ?=
 
 BIN := .venv/bin
 # Stamps make a repeat instant. They lie in the environment they speak of, and vanish with it.
 CREATED := .venv/.created
 FOR_DEMO := .venv/.installed-for-demo
+FOR_FEDERATION := .venv/.installed-for-federation
 FOR_TEST := .venv/.installed-for-test
 CHAIN_TOOLS := contracts/node_modules/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types format clean contracts/node_modules
+.PHONY: help demo demo-federation test lint types format clean contracts/node_modules
 
 help:
 	@sed -n '1,/^$$/p' Makefile | sed -e 's/^# \{0,1\}//'
@@ -29,6 +35,10 @@ help:
 demo: $(FOR_DEMO)
 	$(BIN)/genkd-node distill --teacher examples/fashion_mnist/teacher.safetensors \
 		--eval-data examples/fashion_mnist/test_images.npz --recipe quick
+
+demo-federation: $(FOR_FEDERATION) $(CHAIN_TOOLS)
+	$(BIN)/python examples/federation/demo.py --split $(SPLIT) \
+		$(if $(FASHION_MNIST),--images "$(FASHION_MNIST)")
 
 test: $(FOR_TEST) $(CHAIN_TOOLS)
 	$(BIN)/python -m pytest $(PYTEST)
@@ -64,11 +74,15 @@ $(FOR_DEMO): $(CREATED) pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[distill]'
 	@touch $@
 
-# What the tests need includes what the demo needs.
+$(FOR_FEDERATION): $(CREATED) pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[distill,federation]'
+	@touch $@ $(FOR_DEMO)
+
+# What the tests need includes what the demos need.
 $(FOR_TEST): $(CREATED) pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		-e '.[distill,onnx,federation,test]'
-	@touch $@ $(FOR_DEMO)
+	@touch $@ $(FOR_DEMO) $(FOR_FEDERATION)
 
 contracts/node_modules: $(CHAIN_TOOLS)
 
