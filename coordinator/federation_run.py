@@ -148,7 +148,8 @@ class FederationRun:
 
     def _round(self, number: int, before: DoneRound) -> DoneRound:
         archive, plan = self._archive, self._plan
-        archive.verify(before.release).require()
+        archive.verify(before.release, before.number).require()
+        archive.require_unrevoked(before.number)
         self._store.begin_round(plan.run_id, number)
         decision = archive.place(number).decision() or self._collect(number, before)
         closing = RoundClosing(

@@ -90,11 +90,11 @@ class RoundClosing:
             if valid.parents == merged:
                 decision = valid
                 path = self._release(decision, model)
-                if self._archive.verify(path).status is Status.VALID:
+                if self._archive.verify(path, self._number).status is Status.VALID:
                     break
                 valid = self._all_verified(decision)
                 if valid == decision:
-                    self._archive.verify(path).require()
+                    self._archive.verify(path, self._number).require()
             decision = valid  # a parent was lost on the way
         self._say(f"student merged of {len(decision.parents)} recorded, {path}")
         record_id = read_receipt(path).record_id()
@@ -120,7 +120,7 @@ class RoundClosing:
         """Leave out what is not valid, now that it is recorded; cannot-check is never valid."""
         faults = {}
         for one in decision.parents:
-            verification = self._archive.verify(self._archive.path_of(one))
+            verification = self._archive.verify(self._archive.path_of(one), self._number)
             if verification.status is Status.NOT_VALID:
                 faults[one] = verification.summary
             else:

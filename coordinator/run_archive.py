@@ -1,22 +1,23 @@
 """What a coordinator holds of one run: its store, its folders, its registry, and how they agree.
 
 archive = RunArchive(Path("federation"), store, press, run_id)
-archive.verify(archive.path_of(record_id)).require()
+archive.verify(archive.path_of(record_id), 1).require()
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from contracts.registry import RegistryClient
 from coordinator.conversation import Handout
+from coordinator.intake import RELEASES
 from coordinator.merged_release import ReleasePress
-from coordinator.round_folder import RoundFolder
+from coordinator.round_folder import RoundFolder, folder_of_round
 from coordinator.store import RoundState, Store
-from genkd.errors import InputFileRefused
+from genkd.errors import CannotCheck, InputFileRefused, VerificationFailed
 from genkd.provenance import Policy, verify
+from genkd.provenance.record_checks import ask_about, require_not_revoked
 from genkd.provenance.release import (
     RECEIPT_NAME,
     SIZE_LIMITS,
@@ -24,6 +25,7 @@ from genkd.provenance.release import (
     read_bounded,
     read_receipt,
 )
+from genkd.provenance.signed_release import Unmade
 from genkd.provenance.typed_data import to_hex
 from genkd.provenance.verification import Verification
 
@@ -84,24 +86,48 @@ class RunArchive:
             )
         return found.path
 
-    def verify(self, path: Path) -> Verification:
-        """All ten checks, with every release that this folder holds as a possible parent."""
+    def verify(self, path: Path, number: int) -> Verification:
+        """All ten checks of a release of a round, with the round's own releases as parents.
+
+        Parents of an earlier round are asked for by their record ids: they were verified with their
+        files then, and `require_unrevoked` asks about them again. Verifying every ancestor's files
+        each time would take longer every round, and end at the bounds of `verify`.
+        """
         return verify(
             path,
             policy=Policy(self.press.domain, run_ids=frozenset({self.run_id})),
             chain=self.client.state,
-            parents_in=self._folders(),
+            parents_in=[folder_of_round(self.folder / RELEASES, self.run_id, number)],
         )
 
-    def _folders(self) -> Sequence[Path]:
-        """Where the releases of this run lie, the nodes' and the merged ones."""
-        folders = set()
-        for one in self.store.rounds(self.run_id):
-            folders.add(self.place(one.number).path)
-            first = next(self.store.accepted(self.run_id, one.number), None)
-            if first is not None and first.path is not None:
-                folders.add(first.path.parent)
-        return sorted(folders)
+    def require_unrevoked(self, number: int) -> None:
+        """Ask the registry about every student that round `number` descends from.
+
+        Raises:
+            VerificationFailed: If one was revoked since, or is no longer in order.
+            CannotCheck: If the chain does not answer.
+        """
+        for earlier in range(number):
+            decision = self.place(earlier).decision()
+            members = [self.path_of(one) for one in (decision.parents if decision else ())]
+            merged = self.store.round(self.run_id, earlier)
+            if merged is not None and merged.merged is not None:
+                members.append(self.place(earlier).path / directory_name(merged.merged))
+            for path in members:
+                self._require_recorded(path, earlier)
+
+    def _require_recorded(self, path: Path, number: int) -> None:
+        receipt = read_receipt(path)
+        try:
+            require_not_revoked(ask_about(self.client.state, receipt, receipt.record_id()))
+        except Unmade as reason:
+            raise CannotCheck(f"{path}: {reason}", hint="try again in a moment") from reason
+        except VerificationFailed as error:
+            raise VerificationFailed(
+                f"{path.name} of round {number}, from which later rounds descend, is not valid: "
+                f"{error.message}",
+                hint="open another run, and start it from a student that does not descend from it",
+            ) from error
 
     def done(self, number: int) -> DoneRound | None:
         """A round whose student was shared; None if there is something left to do.

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
     from coordinator.run_archive import DoneRound
-    from coordinator.start_student import StartStudent
 
 app = typer.Typer()
 
@@ -190,10 +189,11 @@ def merge(
     """  # noqa: D301
     from coordinator.merging import MergeMethod, MergePlan, merge_releases
     from coordinator.rounds import releases_in
+    from coordinator.start_student import student_of_flags
     from genkd.signals import stop_signals
 
     found = releases_in(releases)
-    start = _student(student, classes, image, mean, std)
+    start = student_of_flags(student, classes=classes, image=image, mean=mean, std=std)
     for path in found:
         _require_signed(path)
     weights = Path(student) if start is not None and start.weights and student else None
@@ -218,15 +218,6 @@ def merge(
     rows = {"student": merged.student, "merged from": f"{len(found)} students", "method": method}
     data = {"student": merged.student, "members": found, "recipe": dict(merged.recipe)}
     return Answer(data | {"evaluation": dict(merged.evaluation)}, columns(rows))
-
-
-def _student(
-    spec: str | None, classes: str | None, image: str | None, mean: str | None, std: str | None
-) -> StartStudent | None:
-    from coordinator.run_request import RunRequest
-
-    request = RunRequest("", 1, 1, student=spec, classes=classes, image=image, mean=mean, std=std)
-    return request.start()
 
 
 def _require_signed(path: Path) -> None:

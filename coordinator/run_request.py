@@ -22,7 +22,7 @@ from pathlib import Path
 
 from coordinator.merging import MergeMethod
 from coordinator.run_plan import RunPlan, default_quorum, parse_duration
-from coordinator.start_student import StartStudent, parse_student
+from coordinator.start_student import StartStudent, student_of_flags
 from genkd.errors import ConfigurationError, UsageError
 from genkd.layered_settings import read_file
 from genkd.provenance.record import run_id_of
@@ -121,16 +121,8 @@ class RunRequest:
         """Where the run starts; None to go on with one that has started.
 
         Raises:
-            UsageError, InputFileRefused: As `parse_student`.
+            UsageError, InputFileRefused: As `student_of_flags`.
         """
-        beside = (self.classes, self.image, self.mean, self.std)
-        if self.student is not None:
-            return parse_student(
-                self.student, classes=beside[0], image=beside[1], mean=beside[2], std=beside[3]
-            )
-        if any(one is not None for one in beside):
-            raise UsageError(
-                "--classes, --image, --mean and --std say nothing without --student",
-                hint="name the student too, or leave them out to go on with a run",
-            )
-        return None
+        return student_of_flags(
+            self.student, classes=self.classes, image=self.image, mean=self.mean, std=self.std
+        )

@@ -17,6 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from contracts.registry_access import registry_of
 from coordinator.federation_run import FederationRun
+from coordinator.flower_run import LOCK
 from coordinator.merged_release import ReleasePress
 from coordinator.merging import Interruptible
 from coordinator.node_messages import NodeMessages
@@ -24,6 +25,7 @@ from coordinator.run_archive import DoneRound, RunArchive
 from coordinator.run_request import RunRequest
 from coordinator.settings import Settings
 from coordinator.store import Store
+from coordinator.superlink import lock
 from genkd.errors import ConfigurationError
 from genkd.provenance.keys import KeyFolder, open_keys
 from genkd.provenance.node_keys import NodeKeys
@@ -42,7 +44,9 @@ def main(grid: Grid, context: Context) -> None:
         )
     settings = Settings.load()
     request = RunRequest.read(Path(named))
-    run_rounds(grid, settings, request, *open_keys(settings.keys, settings.key_password_file))
+    unlocked = open_keys(settings.keys, settings.key_password_file)
+    with lock(settings.federation / LOCK, f"another process runs {settings.federation}"):
+        run_rounds(grid, settings, request, *unlocked)
 
 
 def run_rounds(

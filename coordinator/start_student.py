@@ -112,6 +112,29 @@ def parse_student(
     return StartStudent(_named(card, names), weights)
 
 
+def student_of_flags(
+    spec: str | None,
+    *,
+    classes: str | None = None,
+    image: str | None = None,
+    mean: str | None = None,
+    std: str | None = None,
+) -> StartStudent | None:
+    """`parse_student` of flags that may all be left out.
+
+    Raises:
+        UsageError, InputFileRefused: As `parse_student`, and if there are others without a SPEC.
+    """
+    if spec is not None:
+        return parse_student(spec, classes=classes, image=image, mean=mean, std=std)
+    if any(one is not None for one in (classes, image, mean, std)):
+        raise UsageError(
+            "--classes, --image, --mean and --std say nothing without --student",
+            hint="name the student too, or leave them out",
+        )
+    return None
+
+
 def class_names(text: str) -> tuple[str, ...]:
     """The names in a list with commas, or in a file with one a line.
 

@@ -11,6 +11,7 @@ import typer
 
 from genkd.console import Answer, AsJson, columns, say
 from genkd.errors import UsageError
+from genkd.signals import stop_signals
 from node.evaluation import (
     ModelFile,
     evaluate_files,
@@ -20,7 +21,6 @@ from node.evaluation import (
 )
 from node.progress import duration, progress_display
 from node.settings import DeviceFlag, Precision, RecipeName, load_settings
-from node.signals import stop_signals
 from node.teacher_options import (
     AllowLocalCode,
     Architecture,

@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from genkd.errors import GenKDError, Interrupted, Stopped
-from node.signals import stop_signals
+from genkd.signals import stop_signals
 
 BOTH = pytest.mark.parametrize(
     ("number", "kind", "exit_code"),
