@@ -167,11 +167,16 @@ class FederationRun:
         here = sum(1 for _ in self._store.accepted(plan.run_id, number))
         say(f"round {number}: {here} of {plan.nodes} releases here, quorum {plan.quorum}")
 
+        said = ""
+
         def complete() -> bool:
+            nonlocal said
             try:
                 return len(self._counting(number, intake, shared.card, plan.nodes)) >= plan.nodes
             except CannotCheck as error:
-                say(f"round {number}: {error.message}")
+                if error.message != said:
+                    said = error.message
+                    say(f"round {number}: {said}")
                 return False
 
         until = self._clock() + plan.wait_seconds

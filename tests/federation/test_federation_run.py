@@ -27,7 +27,7 @@ from genkd.errors import (
     UsageError,
     VerificationFailed,
 )
-from genkd.provenance import Policy, secp256k1, verify
+from genkd.provenance import Policy, secp256k1, verifier, verify
 from node.inbox import shared_students
 from tests.federation.local_grid import LocalGrid
 from tests.federation.memory_federation import (
@@ -180,6 +180,15 @@ def test_a_round_short_of_nodes_goes_on_when_they_come(rounds: Rounds, grid: Loc
         rounds.run(grid)
     rounds.absent = set()
     rounds.run(grid)
+    rounds.assert_recorded_once()
+
+
+def test_a_node_that_vanishes_between_two_steps_is_no_reason_to_fail(
+    rounds: Rounds, grid: LocalGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = LocalGrid.get_node_ids
+    monkeypatch.setattr(LocalGrid, "get_node_ids", lambda self: [*original(self), 999])
+    rounds.run(grid)  # the SuperLink gives no id for a message to a node it does not know
     rounds.assert_recorded_once()
 
 
@@ -432,6 +441,25 @@ def test_a_student_that_is_no_longer_valid_is_no_start_for_a_round(
     rounds.federation.chain.revoke_as_owner(first.record_id, 2)
     with pytest.raises(VerificationFailed, match="revoked it"):
         rounds.run(grid, rounds=2)
+
+
+def test_a_student_revoked_long_after_its_round_ends_the_run_that_descends_from_it(
+    rounds: Rounds, grid: LocalGrid
+) -> None:
+    rounds.run(grid, rounds=2)
+    old = rounds.submissions(1)[0]
+    rounds.federation.chain.revoke_as_owner(old.record_id, 2)
+    with pytest.raises(VerificationFailed, match="of round 1, from which later rounds descend"):
+        rounds.run(grid, rounds=3)
+
+
+def test_a_run_may_have_more_rounds_than_one_verification_has_generations(
+    rounds: Rounds, grid: LocalGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verifier, "MAX_DEPTH", 3)
+    monkeypatch.setattr(verifier, "MAX_LINEAGE", 5)
+    rounds.run(grid, rounds=4)
+    rounds.assert_recorded_once(4)
 
 
 # ------------------------------------------------------------------ killed and repeated
