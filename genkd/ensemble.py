@@ -1,21 +1,24 @@
 """Many students as one teacher: each says what it knows, and is believed where it knows.
 
-    ensemble = Ensemble([Member(student, competence, scale), ...])
-    log_p = ensemble(images)                     # whoever finds them familiar is believed
+    ensemble = Ensemble([Member(student, competence), ...])
+    log_p = ensemble(images)                     # of any images
     log_p = ensemble.answer(images, shares)      # it is known for which classes they were made
 
 Members know different classes. A network that was never shown a class still answers, and often
 surely, so the uniform average of an ensemble, like that of weights, is wrong where members differ
-(DENSE, Zhang et al. 2022, arXiv:2112.12371). With the logits of member i masked to the classes it
-knows,
+(DENSE, Zhang et al. 2022, arXiv:2112.12371). Whoever draws images out of the members knows of each
+for which class it was made. With u_y(x) the share of image x that was made for class y, the logits
+of member i masked to the classes it knows, and a_i(y) how well it learnt class y, 0 if not at all,
 
-    p(c|x)  ~  sum_i g_i(x) a_i(c) softmax_i(c|x),      g_i(x)  ~  w_i(x) exp(-E_i(x) / tau)
-    E_i(x)  =  (-LogSumExp_c t_i(x)_c - m_i) / s_i
+    p(c|x)  =  sum_y u_y(x)  sum_i a_i(y) softmax_i(c|x)  /  sum_i a_i(y)
 
-The energy tells how familiar an image is (Liu et al. 2020, arXiv:2010.03759, eq. 4); m_i and s_i
-are its mean and deviation over the images that taught member i, a_i(c) how well it learnt class c.
-Of an image that a merge made itself more is known: w_i(x) is the share of the image that was made
-for classes which member i knows, and w_i = 1 where nothing is known.
+so that those judge an image who know what it was made for, the better ones more. Of images from
+elsewhere nothing is known; there each is believed about its own classes:
+
+    p(c|x)  ~  sum_i a_i(c) softmax_i(c|x)  /  sum_i a_i(c)
+
+(The energies that tell the familiar from the strange, Liu et al. 2020, arXiv:2010.03759, do not
+survive distillation, which sees logits up to a constant; CONTRIBUTING.md has the figures.)
 """
 
 from __future__ import annotations
@@ -30,8 +33,6 @@ from genkd.canonical import canonical_json
 from genkd.digest import sha256_bytes
 from genkd.teacher import Teacher
 
-# tau, in deviations of the energy.
-TEMPERATURE = 1.0
 # Least weight and probability: logarithms stay finite, in bf16 too.
 LEAST = 1e-6
 
@@ -44,14 +45,10 @@ class Member:
         student: Asked about the classes it knows only; its card is the ensemble's but for mean,
             deviation and architecture.
         competence: a_i, in (0, 1], of each class it knows, in the order of `student.known`.
-        energy_mean: m_i, in nats.
-        energy_deviation: s_i > 0, in nats.
     """
 
     student: Teacher
     competence: tuple[float, ...]
-    energy_mean: float
-    energy_deviation: float
 
 
 class Ensemble(nn.Module):
@@ -68,10 +65,7 @@ class Ensemble(nn.Module):
         known: Classes that some member knows, ascending.
     """
 
-    competence: Tensor
-    knows: Tensor
-    mean: Tensor
-    deviation: Tensor
+    trust: Tensor
 
     def __init__(self, members: Sequence[Member]) -> None:
         super().__init__()
@@ -82,10 +76,8 @@ class Ensemble(nn.Module):
         for row, member in zip(competence, members, strict=True):
             row[list(member.student.known)] = torch.tensor(member.competence)
         self.known = tuple(competence.any(0).nonzero().flatten().tolist())
-        self.register_buffer("competence", competence)  # (N, K)
-        self.register_buffer("knows", (competence > 0).float())  # (N, K)
-        self.register_buffer("mean", torch.tensor([one.energy_mean for one in members]))
-        self.register_buffer("deviation", torch.tensor([one.energy_deviation for one in members]))
+        # Whom to believe about a class: (N, K), columns sum to 1, or to 0 if nobody knows it.
+        self.register_buffer("trust", competence / competence.sum(0).clamp_min(LEAST))
 
     @property
     def members(self) -> tuple[Teacher, ...]:
@@ -93,29 +85,24 @@ class Ensemble(nn.Module):
         return tuple(self._members)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Log p (B, K) of images (B, C, H, W) in [0, 1]; believes whom they are familiar to."""
-        return self._believe(images, None)
+        """Log p (B, K) of images (B, C, H, W) in [0, 1] of which nothing else is known."""
+        says = (self.trust * self._answers(images)).sum(1)  # (B, K)
+        return (says / says.sum(1, keepdim=True)).clamp_min(LEAST).log()
 
     def answer(self, images: Tensor, shares: Tensor) -> Tensor:
         """Log p (B, K) of images that were made for known classes.
 
         Args:
             images: (B, C, H, W) in [0, 1].
-            shares: (B, K), of which classes each image was made; rows sum to 1.
+            shares: (B, K), of which classes each image was made, classes that some member knows;
+                rows sum to 1.
         """
-        weight = shares @ self.knows.T  # (B, N)
-        nobody = weight.sum(1, keepdim=True) == 0
-        return self._believe(images, weight.masked_fill(nobody, 1))
+        judges = shares @ self.trust.T  # (B, N), rows sum to 1
+        return (judges.unsqueeze(2) * self._answers(images)).sum(1).clamp_min(LEAST).log()
 
-    def _believe(self, images: Tensor, weight: Tensor | None) -> Tensor:
-        logits = torch.stack([member(images).float() for member in self._members], 1)  # (B, N, K)
-        energies = (-logits.logsumexp(2) - self.mean) / self.deviation  # (B, N)
-        gate = -energies / TEMPERATURE
-        if weight is not None:
-            gate = gate + weight.log()
-        says = gate.softmax(1).unsqueeze(2) * self.competence * logits.softmax(2)  # (B, N, K)
-        probability = says.sum(1) / says.sum((1, 2)).clamp_min(LEAST).unsqueeze(1)
-        return probability.clamp_min(LEAST).log()
+    def _answers(self, images: Tensor) -> Tensor:
+        """What each member says, (B, N, K): rows sum to 1, nothing for what it does not know."""
+        return torch.stack([member(images).float().softmax(1) for member in self._members], 1)
 
 
 def ensemble_sha256(digests: Sequence[str]) -> str:

@@ -14,8 +14,6 @@ from genkd.digest import sha256_bytes
 from genkd.errors import ConfigurationError, InputFileRefused
 from genkd.provenance.release import SIZE_LIMITS, read_bounded
 from genkd.provenance.statement import (
-    ENERGY_DEVIATION,
-    ENERGY_MEAN,
     STUDENT_NAME,
     RecipeValue,
     competence_figure,
@@ -88,13 +86,12 @@ def read_finished_run(run: Path) -> FinishedRun:
 
 
 def _claims(run: Path, result: Mapping[str, object]) -> dict[str, object]:
-    """What whoever merges students asks of each: which classes it knows, its energies' scale."""
-    agreement, energy = result.get("agreement_per_class"), result.get("energy")
-    if not isinstance(agreement, list) or not isinstance(energy, dict):
+    """What whoever merges students asks of each: which classes it knows, and how well."""
+    agreement = result.get("agreement_per_class")
+    if not isinstance(agreement, list):
         return {}  # a run of an earlier version; a merge says that it cannot use it
     # A class without images has no figure: the student does not know it.
-    claims = {competence_figure(label): value for label, value in enumerate(agreement)}
-    return claims | {ENERGY_MEAN: energy.get("mean"), ENERGY_DEVIATION: energy.get("deviation")}
+    return {competence_figure(label): value for label, value in enumerate(agreement)}
 
 
 def _setting(value: object) -> RecipeValue:

@@ -26,8 +26,6 @@ from genkd.errors import InputFileRefused, UsageError
 from genkd.evaluate import load_student
 from genkd.provenance.release import SIZE_LIMITS, STATEMENT_NAME, read_bounded
 from genkd.provenance.statement import (
-    ENERGY_DEVIATION,
-    ENERGY_MEAN,
     STUDENT_NAME,
     Statement,
     competence_figure,
@@ -39,8 +37,6 @@ from genkd.train import Progress
 DESCRIPTION = "merged from students without data by GenKD"
 # A claim of less is that of a class that it did not learn; nobody gains by asking it.
 LEAST_COMPETENCE = 0.05
-# Deviations of the energy below this are of a student that says the same of everything.
-LEAST_DEVIATION = 1e-3
 
 
 @dataclass(frozen=True)
@@ -50,14 +46,10 @@ class Claimed:
     Attributes:
         student: The student, in float32 on the CPU.
         competence: How well it learnt each class that it knows, 0..1, by position in its card.
-        energy_mean: Mean energy of the images that it learnt from, in nats.
-        energy_deviation: Their deviation, in nats.
     """
 
     student: Teacher
     competence: Mapping[int, float]
-    energy_mean: float
-    energy_deviation: float
 
 
 def member_of(release: Path) -> Claimed:
@@ -74,13 +66,12 @@ def member_of(release: Path) -> Claimed:
         for label in range(student.card.spec.num_classes)
         if competence_figure(label) in figures
     }
-    if not competence or not {ENERGY_MEAN, ENERGY_DEVIATION} <= figures.keys():
+    if not competence:
         raise InputFileRefused(
             f"{release} does not say which classes its student knows",
             hint="its node must distil and publish with this version of genkd-node",
         )
-    mean, deviation = float(figures[ENERGY_MEAN]), float(figures[ENERGY_DEVIATION])
-    return Claimed(student, competence, mean, deviation)
+    return Claimed(student, competence)
 
 
 @memory_errors()
@@ -223,8 +214,6 @@ def _believable(claimed: Claimed, names: tuple[str, ...]) -> Member:
     return Member(
         student.knowing(tuple(claims)),
         tuple(claims[label] for label in sorted(claims)),
-        claimed.energy_mean,
-        max(LEAST_DEVIATION, claimed.energy_deviation),
     )
 
 

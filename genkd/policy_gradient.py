@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 
 from genkd.energy import Tilt, tilt_gradient
 from genkd.langevin import Chain
@@ -69,6 +70,32 @@ def chain_loss(f: Tilt, chain: Chain, condition: Tensor, advantages: Tensor) -> 
     return -0.5 * chain.step_size * (advantages.detach() * projection).sum(0).mean()
 
 
+def pathwise_loss(f: Tilt, chain: Chain, condition: Tensor, reward_gradient: Tensor) -> Tensor:
+    """-mean_b <grad_z R(z_K), z_K(theta)>: the ablation that differentiates the reward itself.
+
+    The chain is walked once more with the noises it had, so that z_K depends on the parameters of
+    f: grad E[R(z_K)] = E[(d z_K / d theta)^T grad_z R(z_K)] (reparameterisation, Kingma and Welling
+    2014, arXiv:1312.6114, section 2.4). Unlike policy gradient it needs a reward, and so a
+    generator, a teacher and a student, that can be differentiated.
+
+    Args:
+        f: The tilt that drew the chain, unchanged since, higher = more likely.
+        chain: K steps of `LangevinSampler.chain` from a fresh start.
+        condition: Labels int64 (B,) or embeddings (B, e) of the chain.
+        reward_gradient: grad_z R at z_K (B, d).
+
+    Returns:
+        Scalar, differentiable with respect to the parameters of f. Its value means nothing.
+    """
+    size = chain.step_size
+    with torch.enable_grad(), parametrize.cached():
+        z = chain.states[0].detach().requires_grad_()
+        for noise in chain.noises:
+            (tilt,) = torch.autograd.grad(f(z, condition).sum(), z, create_graph=True)
+            z = z + 0.5 * size**2 * (tilt - z) + size * noise
+    return -(reward_gradient.detach() * z).sum(1).mean()
+
+
 def reward_to_go(rewards: Tensor, stride: int = 1) -> Tensor:
     """A_k = R(z_K) - R(z_{k-1}), k = 1..K: what the rest of the chain still gains.
 
@@ -107,6 +134,21 @@ def standardise_within_class(rewards: Tensor, labels: Tensor, num_classes: int) 
         The shape of `rewards`, in float32 or better, detached. Zero for a class with fewer than
         two samples (nothing to compare with) and for one whose rewards are all the same.
     """
+    centred, scale = _centred_and_scale(rewards, labels, num_classes)
+    return (centred * scale).view(rewards.shape)
+
+
+def scale_within_class(rewards: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """1 / std_y R for each sample (B,): what `standardise_within_class` divides by.
+
+    For the gradient of a reward, which has no baseline to subtract. Arguments as there; zero where
+    the result there is zero.
+    """
+    return _centred_and_scale(rewards, labels, num_classes)[1]
+
+
+def _centred_and_scale(rewards: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """R - mean_y R (K, B) or (1, B), and 1 / std_y R (B,)."""
     rewards = rewards.detach()
     rewards = rewards.to(torch.promote_types(rewards.dtype, torch.float32))
     table = rewards.unsqueeze(0) if rewards.dim() == 1 else rewards  # (K, B)
@@ -119,7 +161,7 @@ def standardise_within_class(rewards: Tensor, labels: Tensor, num_classes: int) 
     deviation = variance.sqrt()
     usable = deviation > RELATIVE_FLOOR * magnitude  # no sample, or one, deviates by nothing
     scale = torch.where(usable, 1 / torch.where(usable, deviation, 1), 0)
-    return (centred * scale[labels]).view(rewards.shape)
+    return centred, scale[labels]
 
 
 def permute_within_class(rewards: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:

@@ -25,6 +25,8 @@ from genkd.langevin import Chain, LangevinSampler, ReplayBuffer
 from genkd.losses import effective_sample_size, maximum_likelihood_loss
 from genkd.recipe import Recipe
 
+# Policies that are learnt from whole chains, which start afresh.
+OF_CHAINS = ("chain", "greedy", "pathwise")
 # Draws from N(0, I) by which the tilt of the prior is judged.
 TILT_DRAWS = 512
 
@@ -77,10 +79,10 @@ class LatentPrior:
     def draw(self, labels: Tensor, generator: torch.Generator) -> Proposal:
         """Latents for int64 `labels` (B,): the next states of the persistent chains.
 
-        With the chain policy gradient the walk starts afresh from N(0, I), for which alone that
-        estimator is exact.
+        With a policy gradient of chains the walk starts afresh from N(0, I), for which alone those
+        estimators are exact.
         """
-        if self.recipe.policy_gradient == "chain":
+        if self.recipe.policy_gradient in OF_CHAINS:
             shape = (len(labels), self.recipe.latent_dim)
             start = torch.randn(shape, generator=generator, device=labels.device)
             chain = self.sampler.chain(self.energy, start, labels, generator)
@@ -104,7 +106,8 @@ class LatentPrior:
             proposal: The z- of this round.
             positives: Latents (N, d), labels (N,) and self-normalised weights (N,) of images that
                 the teacher verified.
-            reward_of: Rewards (B,) of latents and labels. None: no policy gradient this time.
+            reward_of: Rewards (B,) of latents and labels, differentiable in the latents where the
+                recipe says "pathwise". None: no policy gradient this time.
             rewards: Rewards (B,) of the proposal's own latents.
             generator: Source of the draws that judge the tilt.
 
@@ -115,7 +118,7 @@ class LatentPrior:
         steer = reward_of is not None and self.recipe.policy_gradient != "none"
         advantages = None
         if steer and reward_of is not None:
-            advantages = self._advantages(proposal, reward_of, rewards)
+            advantages = self._advantages(proposal, reward_of, rewards, generator)
             # Policy gradient alone would narrow the prior to a point; it rests below the floor.
             advantages = advantages * (effective > self.recipe.effective_share)
         figures: dict[str, Tensor] = {}
@@ -144,17 +147,34 @@ class LatentPrior:
         self.buffer.load_state_dict(state["buffer"])
 
     def _advantages(
-        self, proposal: Proposal, reward_of: Callable[[Tensor, Tensor], Tensor], rewards: Tensor
+        self,
+        proposal: Proposal,
+        reward_of: Callable[[Tensor, Tensor], Tensor],
+        rewards: Tensor,
+        generator: torch.Generator,
     ) -> Tensor:
-        if proposal.chain is None:
-            values = rewards
+        """(B,), or (K, B) of a chain; of "pathwise" the reward's own gradient (B, d)."""
+        chain, labels = proposal.chain, proposal.labels
+        if self.recipe.policy_gradient == "pathwise":
+            latents = proposal.latents.detach().requires_grad_()
+            with torch.enable_grad():
+                (slope,) = torch.autograd.grad(reward_of(latents, labels).sum(), latents)
+            # In the same unit as the other estimators: deviations of the class's rewards.
+            scale = pg.scale_within_class(rewards, labels, self.num_classes).unsqueeze(1)
+            return slope * scale
+        if chain is None:
+            values = pg.standardise_within_class(rewards, labels, self.num_classes)
         else:
-            # Reward-to-go with one baseline, at the start: exact, and one batch of images only.
-            start = reward_of(proposal.chain.states[0], proposal.labels)
-            values = pg.reward_to_go(
-                torch.stack((start, rewards)), stride=len(proposal.chain.noises)
-            )
-        return pg.standardise_within_class(values, proposal.labels, self.num_classes)
+            # One segment is a single baseline, at the start: exact, and one batch of images only.
+            stride = len(chain.noises) // self.recipe.policy_segments
+            known = [reward_of(state, labels) for state in chain.states[:-1:stride]]
+            greedy = self.recipe.policy_gradient == "greedy"
+            credit = pg.immediate_reward if greedy else pg.reward_to_go
+            values = credit(torch.stack((*known, rewards)), stride=stride)
+            values = pg.standardise_within_class(values, labels, self.num_classes)
+        if self.recipe.policy_placebo:
+            values = pg.permute_within_class(values, labels, generator)
+        return values
 
     def _step(
         self,
@@ -171,12 +191,9 @@ class LatentPrior:
             "energy_gap": ((weights * f_positive).sum() - f_negative.mean()).detach(),
         }
         parameters = list(self.energy.parameters())
-        total = likelihood
+        total = self.recipe.likelihood_weight * likelihood
         if advantages is not None:
-            if proposal.chain is None:
-                policy = pg.stationary_loss(f_negative, advantages)
-            else:
-                policy = pg.chain_loss(self.energy, proposal.chain, proposal.labels, advantages)
+            policy = self._policy_loss(proposal, f_negative, advantages)
             policy = self.recipe.policy_weight * policy
             figures["policy_gradient"] = policy.detach()
             norms = [_gradient_norm(loss, parameters) for loss in (policy, likelihood)]
@@ -186,6 +203,12 @@ class LatentPrior:
         total.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return figures
+
+    def _policy_loss(self, proposal: Proposal, f_negative: Tensor, advantages: Tensor) -> Tensor:
+        if proposal.chain is None:
+            return pg.stationary_loss(f_negative, advantages)
+        of_chain = pg.pathwise_loss if self.recipe.policy_gradient == "pathwise" else pg.chain_loss
+        return of_chain(self.energy, proposal.chain, proposal.labels, advantages)
 
     @torch.no_grad()
     def _effective_share(self, generator: torch.Generator) -> Tensor:

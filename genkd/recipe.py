@@ -18,10 +18,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Self, get_args, get_type_hints
 
+from genkd.baselines.presets import METHOD_PRESETS, preset_of, unread_keys
 from genkd.errors import ConfigurationError, UsageError
 
-PolicyGradient = Literal["none", "stationary", "chain"]
-BudgetUnit = Literal["seconds", "passes", "samples"]
+Method = Literal[
+    "genkd", "noise", "deepinversion", "dafl", "dfad", "zskt", "dfq", "fastdfkd", "nayer"
+]
+PolicyGradient = Literal["none", "stationary", "chain", "greedy", "pathwise"]
+BudgetUnit = Literal["seconds", "core-seconds", "passes", "samples"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,8 @@ class Budget:
 
     Attributes:
         amount: How much, above 0.
-        unit: "seconds" of wall time; teacher "passes" (images that went through the teacher,
+        unit: "seconds" of wall time; "core-seconds", processor time of this process over all its
+            threads, which other programs on the machine do not change; teacher "passes" (images that went through the teacher,
             forward); or "samples", images put into the bank.
     """
 
@@ -39,16 +44,17 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The budget of `10m`, `90s`, `1.5h`, `2e6 passes`, `20000 samples`.
+        """The budget of `10m`, `90s`, `1.5h`, `600 core-seconds`, `2e6 passes`, `20000 samples`.
 
         Raises:
             UsageError: If it is none of these.
         """
-        match = re.fullmatch(r"([0-9.]+(?:e[0-9]{1,2})?)\s*([a-z]+)", text.strip().lower())
+        match = re.fullmatch(r"([0-9.]+(?:e[0-9]{1,2})?)\s*([a-z-]+)", text.strip().lower())
         units: dict[str, tuple[float, BudgetUnit]] = {
             "s": (1, "seconds"),
             "m": (60, "seconds"),
             "h": (3600, "seconds"),
+            "core-seconds": (1, "core-seconds"),
             "passes": (1, "passes"),
             "samples": (1, "samples"),
         }
@@ -76,12 +82,13 @@ class Recipe:
     """The numbers of one distillation.
 
     Attributes:
+        method: How images come about: "genkd", or one of the field's in `genkd.baselines`.
         budget: What to spend if nothing else is said, as `Budget.parse` takes it.
         batch: Images synthesised at once; halved when memory runs out.
         bank_images: Images the bank keeps; the oldest make room.
         generator_channels: Feature maps before the generator's last convolution.
-        generator_rate: Learning rate of its Adam.
-        generator_steps: Adam steps for each batch of latents.
+        generator_rate: Learning rate of its Adam; without a generator, of the images' own.
+        generator_steps: Adam steps for each batch of latents, or of images.
         generator_rounds: Rounds after which the generator starts anew; 0: never. What its latents
             meant is then forgotten with it.
         latent_dim: d of z.
@@ -98,10 +105,18 @@ class Recipe:
         langevin_steps: Steps of a chain.
         langevin_step_size: s, in prior standard deviations.
         positive_temperature: beta of the weights exp(v / beta) of positives, in nats of v.
-        policy_gradient: "none", "stationary" or "chain".
+        likelihood_weight: Factor on the likelihood; 0: the policy gradient learns alone.
+        policy_gradient: "none", "stationary" or "chain"; of the ablation "greedy", a chain whose
+            steps are credited with their immediate reward, and "pathwise", the reward's own
+            gradient through generator, teacher, student and chain.
+        policy_segments: Equal parts of a chain at whose ends rewards are measured; 1: at the start
+            and the end only, where "greedy" and "chain" are one and the same.
+        policy_placebo: Whether rewards are permuted within each class, so that they say nothing.
         policy_weight: Factor on the policy-gradient loss against the likelihood.
         effective_share: Below this effective share of N(0, I) draws the tilt has gone far enough,
             and the policy gradient rests.
+        rejection_candidates: Without the EBM: draws from N(0, I) for each latent, of which the
+            first is taken that passes the test u < exp(v / positive_temperature); 0: no test.
         acceptance: Share of the verified images of each class, best first, that enter the bank.
         student_steps: SGD steps of the student a round.
         student_batch: Its batch.
@@ -112,6 +127,7 @@ class Recipe:
         mixed_share: Share of its images blended with another, 0..1.
     """
 
+    method: Method = "genkd"
     budget: str = "30m"
     batch: int = 256
     bank_images: int = 40_000
@@ -133,9 +149,13 @@ class Recipe:
     langevin_steps: int = 20
     langevin_step_size: float = 0.4
     positive_temperature: float = 0.2
+    likelihood_weight: float = 1.0
     policy_gradient: PolicyGradient = "stationary"
+    policy_segments: int = 1
+    policy_placebo: bool = False
     policy_weight: float = 0.3
     effective_share: float = 0.2
+    rejection_candidates: int = 0
     acceptance: float = 1.0
     student_steps: int = 12
     student_batch: int = 128
@@ -153,10 +173,30 @@ class Recipe:
                     f"recipe key {name} = {value} is outside {low:g} to {high:g}",
                     hint=f"the standard recipe has {name} = {_default(name)}",
                 )
-        if self.policy_gradient not in get_args(PolicyGradient):
+        for name, value, words in (
+            ("method", self.method, get_args(Method)),
+            ("policy_gradient", self.policy_gradient, get_args(PolicyGradient)),
+        ):
+            if value not in words:
+                raise ConfigurationError(
+                    f"recipe key {name} = {value[:40]!r} is unknown",
+                    hint=f"use one of {', '.join(words)}",
+                )
+        if self.langevin_steps % self.policy_segments:
             raise ConfigurationError(
-                f"recipe key policy_gradient = {self.policy_gradient!r} is unknown",
-                hint=f"use one of {', '.join(get_args(PolicyGradient))}",
+                f"recipe key policy_segments = {self.policy_segments} does not divide "
+                f"langevin_steps = {self.langevin_steps}",
+                hint="chains are cut into equal parts: use a divisor",
+            )
+        if self.policy_placebo and self.policy_gradient == "pathwise":
+            raise ConfigurationError(
+                "recipe key policy_placebo permutes rewards, which pathwise has none of",
+                hint="use another policy_gradient with it",
+            )
+        if self.energy and self.rejection_candidates:
+            raise ConfigurationError(
+                "recipe key rejection_candidates works without the EBM only",
+                hint="add energy=no, or leave rejection_candidates out",
             )
         try:
             Budget.parse(self.budget)
@@ -194,7 +234,9 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "langevin_steps": (1, 10_000),
     "langevin_step_size": (1e-4, 1.99),
     "positive_temperature": (1e-3, 1e3),
+    "policy_segments": (1, 10_000),
     "effective_share": (0, 1),
+    "rejection_candidates": (0, 1000),
     "acceptance": (0.01, 1),
     "student_steps": (1, 100_000),
     "student_batch": (2, 65_536),
@@ -244,11 +286,25 @@ PRESETS: Mapping[str, Recipe] = {
 def find_recipe(name: str, overrides: Mapping[str, str]) -> Recipe:
     """The preset of that name, with its overrides.
 
+    An override of `method` sets what that method reads to the values of its paper; the other
+    overrides then change those.
+
     Raises:
-        ConfigurationError: If there is no such preset, or an override does not fit.
+        ConfigurationError: If there is no such preset, an override does not fit, or it sets a key
+            that the method does not read.
     """
     if name not in PRESETS:
         raise ConfigurationError(
             f"there is no recipe {name!r}", hint=f"use one of {', '.join(PRESETS)}"
         )
-    return PRESETS[name].with_overrides(overrides)
+    preset = PRESETS[name]
+    method = overrides.get("method", preset.method)
+    if method not in get_args(Method) or method == "genkd":
+        return preset.with_overrides(overrides)
+    for key in overrides.keys() & unread_keys(method):
+        raise ConfigurationError(
+            f"the method {method} does not read the recipe key {key}",
+            hint=f"leave it out; it reads {', '.join(METHOD_PRESETS[method])}",
+        )
+    preset = dataclasses.replace(preset, method=method, **preset_of(method))  # type: ignore[arg-type]
+    return preset.with_overrides(overrides)

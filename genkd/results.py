@@ -93,6 +93,7 @@ def write_results(
                 "threads": torch.get_num_threads(),
             },
             "seconds": trained.seconds,
+            "core_seconds": trained.core_seconds,
             "phase_seconds": trained.phase_seconds,
             "phase_memory_bytes": trained.phase_memory_bytes,
             "peak_memory_bytes": peak_memory_bytes(device.torch),
@@ -104,35 +105,12 @@ def write_results(
                 for name in ("teacher", "student")
             },
             "class_names": card.class_names,
-            "energy": _energy(model, teacher.known, trained.bank, device, batch),
             "agreement_per_class": _agreement_per_class(
                 teacher, model, trained.bank, device, batch
             ),
             "final": trained.figures,
         },
     )
-
-
-@torch.no_grad()
-def _energy(
-    model: nn.Module, known: tuple[int, ...], bank: SynthesisBank, device: Device, batch: int
-) -> dict[str, float]:
-    """Mean and deviation of the student's energy -LogSumExp over the known classes, in nats.
-
-    Liu et al. 2020 (arXiv:2010.03759, eq. 4, temperature 1). Of the bank's images, so that whoever
-    asks several students can tell whose images an image resembles; see `genkd.ensemble`.
-    """
-    classes = len(known)
-    images, _, _ = bank.samples(max(1, AGREEMENT_IMAGES // classes), int(max(known)) + 1)
-    model.eval()
-    places = torch.tensor(known, device=device.torch)
-    energies = torch.cat(
-        [
-            -model(as_images(part.to(device.torch))).float()[:, places].logsumexp(1)
-            for part in torch.split(images, batch)
-        ]
-    )
-    return {"mean": energies.mean().item(), "deviation": energies.std(correction=0).item()}
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ from genkd.losses import (
 )
 from genkd.prior import LatentPrior, Proposal
 from genkd.recipe import Recipe
+from genkd.rejection import rejection_sample
 from genkd.teacher import Teacher
 
 # DCGAN's choice (arXiv:1511.06434): a fast-changing loss wants little momentum.
@@ -62,8 +63,35 @@ class SyntheticBatch:
     teacher_passes: int
 
 
+class SynthesisMethod(Protocol):
+    """Where images come from: what the alternation of `genkd.train` asks of a method.
+
+    Attributes:
+        batch: Images a round; halved by `halve_batch`.
+        teacher_passes: Images that went through the teacher so far.
+    """
+
+    batch: int
+    teacher_passes: int
+
+    def synthesise(self, student: nn.Module, *, steer: bool) -> SyntheticBatch:
+        """Make a batch for this student; `steer`: whether the student is to be heeded yet."""
+
+    def halve_batch(self) -> int:
+        """Make half as many images a round; how many, or 0 if that is not possible."""
+
+    def close(self) -> None:
+        """Take the hooks off the teacher."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint; the random state is the caller's."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+
+
 class Synthesiser:
-    """The generator, its prior and what they remember.
+    """GenKD's way, a `SynthesisMethod`: the generator, its prior and what they remember.
 
     Args:
         teacher: On the device, in channels-last memory.
@@ -125,7 +153,7 @@ class Synthesiser:
         proposal = self._propose()
         losses = {}
         self.generator.train()
-        with _frozen(student):
+        with frozen(student):
             for _ in range(self.recipe.generator_steps):
                 losses = self._generator_step(proposal, student, steer)
         self.statistics.update()
@@ -211,7 +239,25 @@ class Synthesiser:
         if self.prior is not None:
             return self.prior.draw(labels, self.random)
         shape = (self.batch, self.recipe.latent_dim)
-        return Proposal(torch.randn(shape, generator=self.random, device=on), labels, None)
+        if self.recipe.rejection_candidates == 0:
+            return Proposal(torch.randn(shape, generator=self.random, device=on), labels, None)
+        latents = rejection_sample(
+            self._log_weight,
+            labels,
+            self.recipe.latent_dim,
+            candidates=self.recipe.rejection_candidates,
+            generator=self.random,
+        )
+        return Proposal(latents, labels, None)
+
+    @torch.no_grad()
+    def _log_weight(self, latents: Tensor, labels: Tensor) -> Tensor:
+        """v / beta of images the teacher confirms (B,), as the likelihood weighs its positives."""
+        with self.device.autocast():
+            logits = self.judge(as_images(quantise(self.generator(latents, labels)))).float()
+        self.teacher_passes += len(latents)
+        scaled = label_log_probability(logits, labels) / self.recipe.positive_temperature
+        return scaled.masked_fill(logits.argmax(1) != labels, -1e4)
 
     def _generator_step(
         self, proposal: Proposal, student: nn.Module, steer: bool
@@ -280,6 +326,8 @@ class Synthesiser:
         rewards = masked_divergence(logits, student_logits)
 
         def reward_of(latents: Tensor, labels: Tensor) -> Tensor:
+            if self.recipe.policy_gradient == "pathwise":
+                return self._differentiable_reward(latents, labels, student)
             _, teacher_says, student_says = self._draw(latents, labels, student)
             return masked_divergence(teacher_says, student_says)
 
@@ -291,9 +339,17 @@ class Synthesiser:
             self.random,
         )
 
+    def _differentiable_reward(self, latents: Tensor, labels: Tensor, student: nn.Module) -> Tensor:
+        """The reward (B,) of images before quantising, which would stop its gradient."""
+        with self.device.autocast():
+            images = self.generator(latents, labels)
+            logits, student_logits = self.judge(images), student(images)
+        self.teacher_passes += len(images)
+        return masked_divergence(logits, student_logits)
+
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def frozen(model: nn.Module) -> Iterator[None]:
     """Gradients flow through `model` to the images, but none is computed for its weights."""
     model.requires_grad_(False)
     try:

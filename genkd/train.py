@@ -74,6 +74,7 @@ class Trained:
     Attributes:
         bank: The images at the end.
         seconds: Wall time.
+        core_seconds: Processor time of this process, over all its threads.
         phase_seconds: The same by phase.
         phase_memory_bytes: The most memory in use at the end of a phase, by phase.
         rounds: Rounds done.
@@ -85,6 +86,7 @@ class Trained:
 
     bank: SynthesisBank
     seconds: float
+    core_seconds: float
     phase_seconds: dict[str, float]
     phase_memory_bytes: dict[str, int]
     rounds: int
@@ -116,6 +118,7 @@ class _Training:
         self.student_passes = 0  # images that the teacher saw for the student's sake
         self.phase_seconds = {"synthesis": 0.0, "distillation": 0.0, "bookkeeping": 0.0}
         self.phase_memory_bytes = dict.fromkeys(("synthesis", "distillation"), 0)
+        self.core_seconds = 0.0
         self.figures: dict[str, float] = {}
 
     def note_memory(self, phase: str) -> None:
@@ -143,6 +146,7 @@ class _Training:
         """Share of the budget that is spent, 0..1."""
         amount = {
             "seconds": self.seconds,
+            "core-seconds": self.core_seconds,
             "passes": self.teacher_passes,
             "samples": self.bank.added,
         }[budget.unit]
@@ -158,6 +162,7 @@ class _Training:
             "student_passes": self.student_passes,
             "phase_seconds": dict(self.phase_seconds),
             "phase_memory_bytes": dict(self.phase_memory_bytes),
+            "core_seconds": self.core_seconds,
             "figures": dict(self.figures),
         }
 
@@ -170,6 +175,7 @@ class _Training:
         self.round, self.student_passes = state["round"], state["student_passes"]
         self.phase_seconds, self.figures = dict(state["phase_seconds"]), dict(state["figures"])
         self.phase_memory_bytes = dict(state["phase_memory_bytes"])
+        self.core_seconds = state["core_seconds"]
 
 
 def train_student(
@@ -239,6 +245,7 @@ def train_student(
     return Trained(
         training.bank,
         training.seconds,
+        training.core_seconds,
         dict(training.phase_seconds),
         dict(training.phase_memory_bytes),
         training.round,
@@ -250,9 +257,10 @@ def train_student(
 
 
 def _save(training: _Training, run: RunDirectory) -> None:
-    start = time.monotonic()
+    start, busy = time.monotonic(), time.process_time()
     run.save_checkpoint(training.state_dict())
     training.phase_seconds["bookkeeping"] += time.monotonic() - start
+    training.core_seconds += time.process_time() - busy
 
 
 def _round(
@@ -264,7 +272,7 @@ def _round(
     run: RunDirectory,
 ) -> None:
     """Synthesise, keep, distil, write down."""
-    start = time.monotonic()
+    start, busy = time.monotonic(), time.process_time()
     steer = progress >= recipe.warm_up
     batch = _in_memory(
         lambda: training.synthesiser.synthesise(student, steer=steer),
@@ -313,6 +321,7 @@ def _round(
     _require_finite(losses, recipe, training.round)
     training.round += 1
     training.phase_seconds["bookkeeping"] += time.monotonic() - distilled
+    training.core_seconds += time.process_time() - busy
 
 
 def _require_finite(losses: Mapping[str, float], recipe: Recipe, round_number: int) -> None:

@@ -46,13 +46,12 @@ VERSION = re.compile(r"[0-9A-Za-z.+-]{1,40}")
 
 RecipeValue = str | int | bool | None
 
-# Figures that whoever merges students reads; see `genkd.ensemble`.
-ENERGY_MEAN = "energy.mean"
-ENERGY_DEVIATION = "energy.deviation"
-
 
 def competence_figure(label: int) -> str:
-    """The name of the figure that tells how well a student knows the class at that position."""
+    """The name of the figure that tells how well a student knows the class at that position.
+
+    Whoever merges students reads it; see `genkd.ensemble`.
+    """
     return f"competence.{label}"
 
 

@@ -146,7 +146,7 @@ class Signer:
             parents=(),
             teacher_commitment=self.commitment(),
             recipe={"name": "quick", "batch": 64, "temperature": "4"},
-            evaluation={"top1": "0.81", "energy.mean": "-3.5", "energy.deviation": "1.25"}
+            evaluation={"top1": "0.81"}
             | {f"competence.{index}": "0.9" for index in range(len(CLASS_NAMES))},
             version="0.1.0",
             deadline=int(time.time()) + 30 * 24 * 3600,

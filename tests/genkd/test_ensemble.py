@@ -34,11 +34,9 @@ def member(
     *logits: float,
     knows: tuple[int, ...],
     competence: tuple[float, ...] | None = None,
-    mean: float = 0.0,
-    deviation: float = 1.0,
 ) -> Member:
     student = Teacher(Saying(*logits), CARD, sha256_bytes(str(logits).encode())).knowing(knows)
-    return Member(student, competence or (1.0,) * len(knows), mean, deviation)
+    return Member(student, competence or (1.0,) * len(knows))
 
 
 def test_one_member_is_believed_about_what_it_knows_only() -> None:
@@ -49,31 +47,56 @@ def test_one_member_is_believed_about_what_it_knows_only() -> None:
     assert log_p[0, 2] == math.log(LEAST)
 
 
-def test_whoever_finds_an_image_familiar_is_believed() -> None:
-    # Energies: -ln(e^2 + e^2) = -2 - ln 2 and -1; standardised (-2 - ln 2 + 2) / 1 = -ln 2 and
-    # (-1 + 2) / 2 = 1/2. Gates 2 : e^(-1/2).
-    first = member(2.0, 2.0, 7.0, knows=(0, 1), mean=-2.0)
-    second = member(7.0, 7.0, 1.0, knows=(2,), mean=-2.0, deviation=2.0)
+def test_of_images_from_elsewhere_everybody_who_knows_a_class_is_asked_about_it() -> None:
+    # Of class 0 the first says 1/2; of class 1 the first 1/2 and the second 1/4; of 2 that 3/4.
+    first = member(0.0, 0.0, 9.0, knows=(0, 1))
+    second = member(9.0, 0.0, math.log(3), knows=(1, 2))
     probability = Ensemble([first, second])(IMAGES)[0].exp()
-    gate = 2 / (2 + math.exp(-0.5))
-    torch.testing.assert_close(probability, torch.tensor([gate / 2, gate / 2, 1 - gate]))
+    said = torch.tensor([1 / 2, (1 / 2 + 1 / 4) / 2, 3 / 4])
+    torch.testing.assert_close(probability, said / said.sum())
+
+
+def test_a_class_known_to_many_does_not_count_more() -> None:
+    same = [member(1.0, 0.0, 0.0, knows=(0, 1)) for _ in range(5)]
+    other = member(0.0, 0.0, 1.0, knows=(1, 2))
+    probability = Ensemble([*same, other])(IMAGES)[0].exp()
+    torch.testing.assert_close(probability[0], probability[2])
 
 
 def test_of_an_image_made_for_a_class_those_are_asked_who_know_it() -> None:
-    sure = member(0.0, 50.0, 50.0, knows=(1, 2))  # finds everything familiar
+    sure = member(0.0, 50.0, 0.0, knows=(1, 2))
     right = member(3.0, 0.0, 0.0, knows=(0, 1))
     ensemble = Ensemble([sure, right])
-    assert ensemble(IMAGES).argmax(1).tolist() == [1, 1]
     shares = torch.tensor([[1.0, 0, 0], [0, 0, 1.0]])
-    answered = ensemble.answer(IMAGES, shares)
-    assert answered.argmax(1).tolist() == [0, 1]
+    assert ensemble.answer(IMAGES, shares).argmax(1).tolist() == [0, 1]
+    answered = ensemble.answer(IMAGES, shares).exp()
+    odds = math.exp(3)
+    torch.testing.assert_close(
+        answered[0], torch.tensor([odds / (1 + odds), 1 / (1 + odds), LEAST])
+    )
+
+
+def test_of_a_blended_image_each_is_believed_by_its_share() -> None:
+    ensemble = Ensemble([member(0.0, 0.0, 0.0, knows=(0,)), member(0.0, 0.0, 0.0, knows=(1, 2))])
+    answered = ensemble.answer(IMAGES, torch.tensor([[0.75, 0.25, 0.0], [0.0, 0.0, 1.0]])).exp()
+    expected = torch.tensor([[0.75, 0.125, 0.125], [LEAST, 0.5, 0.5]])
+    torch.testing.assert_close(answered, expected)
+
+
+def test_of_several_who_know_a_class_the_better_is_believed_more() -> None:
+    first = member(0.0, math.log(3), 0.0, knows=(0, 1), competence=(0.25, 1.0))  # 1/4, 3/4
+    second = member(math.log(3), 0.0, 0.0, knows=(0, 2), competence=(0.75, 1.0))  # 3/4, 0, 1/4
+    answered = Ensemble([first, second]).answer(IMAGES, torch.tensor([[1.0, 0, 0]] * 2))[0].exp()
+    expected = torch.tensor([0.25 * 0.25 + 0.75 * 0.75, 0.25 * 0.75, 0.75 * 0.25])
+    torch.testing.assert_close(answered, expected)
 
 
 def test_the_less_competent_is_believed_less() -> None:
-    first = member(0.0, 0.0, 0.0, knows=(0,), competence=(0.5,))
-    second = member(0.0, 0.0, 0.0, knows=(1,), competence=(1.0,))
+    first = member(0.0, math.log(3), 0.0, knows=(0, 1), competence=(0.5, 0.5))  # 1/4, 3/4
+    second = member(math.log(3), 0.0, 0.0, knows=(0, 1), competence=(1.0, 1.0))  # 3/4, 1/4
     probability = Ensemble([first, second])(IMAGES)[0].exp()
-    torch.testing.assert_close(probability, torch.tensor([1 / 3, 2 / 3, LEAST]))
+    expected = (0.5 * 0.25 + 0.75) / 1.5
+    torch.testing.assert_close(probability, torch.tensor([expected, 1 - expected, LEAST]))
 
 
 def test_an_ensemble_is_frozen_and_known_by_its_members_in_any_order() -> None:
