@@ -19,6 +19,7 @@ from pathlib import Path
 from contracts.acknowledgement import SignedAcknowledgement
 from contracts.exchange import (
     COLLECT,
+    MAX_KNOWN,
     SHARE,
     CollectReply,
     CollectRequest,
@@ -38,6 +39,7 @@ from genkd.provenance.typed_data import Domain
 FIRST_PAUSE, GROWTH = 1.0, 1.6
 # Between two looks at what has come: short while there is something, longer while there is nothing.
 SHORTEST_LOOK, LONGEST_LOOK = 0.1, 2.0
+SECONDS_BEFORE_REFUSED_AGAIN = 3600.0
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class _Peer:
     next_question: float = 0.0
     pause: float = 0.0
     told: str = ""  # the last line about it, which is not said twice
+    refused: dict[bytes, float] = field(default_factory=dict)  # until when not wanted again
 
 
 class Conversation:
@@ -191,7 +194,8 @@ class Conversation:
             elif not given and now >= peer.next_question:
                 peer.pause = min(max(FIRST_PAUSE, peer.pause * GROWTH), self._longest_pause)
                 peer.next_question = now + peer.pause
-                request = CollectRequest(shared.run_id, number)
+                peer.refused = {one: t for one, t in peer.refused.items() if t > now}
+                request = CollectRequest(shared.run_id, number, tuple(peer.refused))
                 self._messages.send(node_id, COLLECT, request.to_record())
 
     def _peer(self, node_id: int) -> _Peer:
@@ -248,6 +252,13 @@ class Conversation:
             again = ", again" if submission.duplicate else ""
             self._tell(answer.node_id, f"release 0x{submission.record_id.hex()} accepted{again}")
         else:
+            # Its bytes do not cross the line again for a while; what was wrong may have been put
+            # right by then: a node may be admitted, a teacher committed.
+            refused = self._peer(answer.node_id).refused
+            if submission.record_id:
+                refused[submission.record_id] = self._clock() + SECONDS_BEFORE_REFUSED_AGAIN
+            while len(refused) > MAX_KNOWN:
+                del refused[next(iter(refused))]
             self._tell(answer.node_id, f"release refused: {submission.reason}")
 
     def _tell(self, node_id: int, line: str) -> None:

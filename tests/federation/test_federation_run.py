@@ -28,6 +28,7 @@ from genkd.errors import (
     VerificationFailed,
 )
 from genkd.provenance import Policy, secp256k1, verifier, verify
+from genkd.provenance.release import read_receipt
 from node.inbox import shared_students
 from tests.federation.local_grid import LocalGrid
 from tests.federation.memory_federation import (
@@ -432,6 +433,21 @@ def test_a_release_revoked_while_others_are_awaited_makes_room_for_another(
         rounds.run(grid)
     (refused,) = [one for one in rounds.submissions() if not one.accepted]
     assert refused.reason.startswith("the registry's owner revoked it")
+
+
+def test_a_refused_release_does_not_cross_the_line_again_and_again(
+    rounds: Rounds, grid: LocalGrid
+) -> None:
+    node = rounds.federation.nodes[0]
+    record_id = read_receipt(node.publish(1)).record_id()
+    rounds.federation.chain.revoke_as_owner(record_id, 2)
+    rounds.trained[node.node_id] = 99  # it has nothing else to give
+    rounds.run(grid)  # waits for the third node until its time is over
+    rounds.assert_recorded_once(1, members=2)
+    replies = [one for one in grid.answered if one.metadata.src_node_id == node.node_id]
+    given = [one for one in replies if "release" in one.content]
+    assert len(given) == 1
+    assert len(replies) > 3
 
 
 def test_a_student_that_is_no_longer_valid_is_no_start_for_a_round(
