@@ -152,7 +152,8 @@ def verify(
         list[str] | None, typer.Option("--node", help="Accept this node's students only.")
     ] = None,
     parents_in: Annotated[
-        list[Path] | None, typer.Option(help="A folder with releases of parents.")
+        list[Path] | None,
+        typer.Option(help="A folder with releases of parents, or their receipts."),
     ] = None,
     as_json: AsJson = False,
 ) -> Answer:
@@ -186,7 +187,8 @@ def lineage(
     chain_id: ChainFlag = None,
     confirmations: Annotated[str | None, typer.Option(help="As for verify.")] = None,
     parents_in: Annotated[
-        list[Path] | None, typer.Option(help="A folder with releases of parents.")
+        list[Path] | None,
+        typer.Option(help="A folder with releases of parents, or their receipts."),
     ] = None,
     as_json: AsJson = False,
 ) -> Answer:
