@@ -30,15 +30,18 @@ OFF: Mapping[str, Value] = {
     "smoothness_weight": 0.0,
     "warm_up": 0.0,
     "energy": False,
+    "likelihood_weight": 0.0,
     "policy_gradient": "none",
+    "policy_placebo": False,
     "policy_weight": 0.0,
+    "rejection_candidates": 0,
     "acceptance": 1.0,
 }
 # What only GenKD reads, beside those of OFF.
 PRIOR_KEYS = frozenset(
     {
         *("energy_rate", "energy_steps", "langevin_steps", "langevin_step_size"),
-        *("positive_temperature", "effective_share"),
+        *("positive_temperature", "policy_segments", "effective_share"),
     }
 )
 GENERATOR_KEYS = frozenset(

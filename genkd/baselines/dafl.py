@@ -1,0 +1,98 @@
+"""DAFL: a generator whose images the teacher is sure of, that excite it, and are of all classes.
+
+Chen et al. 2019, "Data-free learning of student networks" (arXiv:1904.01186), equations 1 to 6:
+
+    L = L_oh + alpha L_a + beta L_ie,    alpha = 0.1, beta = 5
+    L_oh = CE(T(x), argmax T(x))    L_a = -mean |f_T(x)|    L_ie = -H(mean_x softmax T(x))
+
+f_T is what the teacher's last layer sees. No label goes in: G(z), z ~ N(0, I) of 1,000 dimensions;
+no batch statistics, so BatchNorm is not needed.
+
+How we differ: |f_T| is the mean over features where the paper writes the norm, which grows with
+their number, and H has no 1 / K, as in the authors' experiments.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from genkd.baselines.baseline import GeneratorBaseline, Losses
+from genkd.device import Device
+from genkd.errors import ConfigurationError
+from genkd.losses import class_cross_entropy, class_entropy
+from genkd.recipe import Recipe
+from genkd.teacher import Teacher
+
+ACTIVATION = 0.1  # alpha
+ENTROPY = 5.0  # beta
+
+
+class Dafl(GeneratorBaseline):
+    """One generator, no labels, no student."""
+
+    def __init__(
+        self, teacher: Teacher, recipe: Recipe, device: Device, generator: torch.Generator
+    ) -> None:
+        super().__init__(teacher, recipe, device, generator)
+        self._features: list[Tensor] | None = None  # a list while we look
+        layer = last_layer(teacher, len(teacher.places))
+        self._hook = layer.register_forward_pre_hook(self._record)
+
+    def close(self) -> None:
+        """Take the hooks off the teacher."""
+        super().close()
+        self._hook.remove()
+
+    def _losses(self, images: Tensor, student: nn.Module, steer: bool) -> tuple[Tensor, Losses]:
+        logits, features = self._look(images)
+        self.teacher_passes += len(images)
+        label = class_cross_entropy(logits, logits.argmax(1))
+        activation = activation_loss(features)
+        entropy = -class_entropy(logits)
+        objective = (
+            self.recipe.label_loss_weight * label + ACTIVATION * activation + ENTROPY * entropy
+        )
+        return objective, {"label": label, "activation": activation, "entropy": entropy}
+
+    def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The teacher's logits (B, K) and what its last layer sees (B, ...)."""
+        self._features = found = []
+        try:
+            logits = self.ask(self.teacher, images)
+        finally:
+            self._features = None
+        return logits, found[-1]
+
+    def _record(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if self._features is not None:
+            self._features.append(inputs[0])
+
+
+def activation_loss(features: Tensor) -> Tensor:
+    """L_a = -mean |f|, of features (B, ...): real images excite more of what was learnt.
+
+    Returns:
+        Scalar, <= 0.
+    """
+    return -features.float().abs().mean()
+
+
+def last_layer(teacher: nn.Module, outputs: int) -> nn.Module:
+    """The last linear layer or convolution with as many outputs.
+
+    Raises:
+        ConfigurationError: If there is none.
+    """
+    last: nn.Module | None = None
+    for module in teacher.modules():
+        width = getattr(module, "out_features", getattr(module, "out_channels", None))
+        if isinstance(module, nn.Linear | nn.Conv2d) and width == outputs:
+            last = module
+    if last is None:
+        raise ConfigurationError(
+            f"the method dafl needs the features before a last layer with {outputs} outputs, "
+            "and the teacher has no such layer",
+            hint="use --method dfad or zskt, which ask the teacher for logits only",
+        )
+    return last
