@@ -1,6 +1,6 @@
 """What leaves a node in a round: every packet, seen in a network namespace of its own.
 
-    sudo python benchmarks/federation_traffic.py [--student resnet20 --student resnet8-half] [--json]
+    python benchmarks/federation_traffic.py [--student resnet20] [--idle 60] [--json]
 
 Two namespaces are joined by a pair of virtual interfaces: the coordinator and an Anvil in one, the
 node (`genkd-node join`, as everybody runs it) in the other. The node's side has a default route and
@@ -265,6 +265,7 @@ class Marks:
     times: dict[str, float] = field(default_factory=dict)
 
     def __call__(self, name: str) -> None:
+        """It begins now."""
         self.times[name] = time.time()
 
 
@@ -382,9 +383,7 @@ def measure(student: str, *, budget: str = "2000passes", idle: float = 60.0) -> 
         network = Network()
         try:
             seen = folder / "packets"
-            watching = _helper(
-                network, network.node, "capture", network.interface, out=seen
-            )
+            watching = _helper(network, network.node, "capture", network.interface, out=seen)
             passing = _helper(
                 network,
                 network.coordinator,
