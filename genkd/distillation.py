@@ -17,15 +17,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from genkd import __version__
+from genkd.baselines.nayer import read_label_embeddings
 from genkd.card import InputCard, ModelCard, ModelSpec, card_to_json
 from genkd.cost import evaluation_mode, is_out_of_memory
 from genkd.device import Device, choose_device
 from genkd.ensemble import Ensemble
 from genkd.errors import InputFileRefused, ResourceExhausted, UsageError
 from genkd.evaluate import load_student
+from genkd.methods import require_embeddings_fit
 from genkd.models import build_model
 from genkd.recipe import Budget, Recipe, find_recipe
 from genkd.report import write_report
@@ -84,6 +86,8 @@ def distill(
     student: str = "resnet8-half",
     recipe: str = "standard",
     budget: str | None = None,
+    method: str | None = None,
+    label_embeddings: str | Path | None = None,
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
@@ -106,6 +110,10 @@ def distill(
         student: The student's architecture, a name that `genkd.models` knows.
         recipe: "quick", "standard" or "thorough".
         budget: As `Budget.parse` takes it; None: as the recipe says.
+        method: How images come about, the recipe key of that name: "genkd", or one of the field's
+            methods (see `genkd.baselines`) with its paper's values; None: as the recipe says.
+        label_embeddings: A safetensors file with one float32 tensor (K, e), embeddings of the
+            classes' names for the method "nayer"; None: the teacher's last layer stands in.
         seed: Of everything that is drawn, 0..2^63 - 1.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         precision: "auto", "fp32" or "bf16".
@@ -126,7 +134,8 @@ def distill(
         UsageError: If an architecture, a budget or a seed means nothing.
         ResourceExhausted: If memory or disk runs out.
     """
-    chosen = find_recipe(recipe, overrides or {})
+    chosen = find_recipe(recipe, with_method(overrides or {}, method))
+    require_embeddings_fit(chosen, label_embeddings is not None)
     limit = Budget.parse(chosen.budget if budget is None else budget)
     check_seed(seed)
     where = choose_device(device, precision)
@@ -142,6 +151,9 @@ def distill(
     card = _student_card(student, loaded.card, earlier)
     if card.class_names != loaded.card.class_names and card.class_names is not None:
         loaded = loaded.among(card.class_names)
+    table, table_sha256 = None, None
+    if label_embeddings is not None:
+        table, table_sha256 = read_label_embeddings(label_embeddings, loaded.card.spec.num_classes)
     network = new_student(card, earlier, seed)
     configuration = {
         "teacher_sha256": loaded.sha256,
@@ -149,6 +161,7 @@ def distill(
         "teacher_input": card_to_json(loaded.card)["input"],
         "student": student,
         "init_student_sha256": None if earlier is None else earlier.sha256,
+        "label_embeddings_sha256": table_sha256,
         "seed": seed,
         "budget": str(limit),
         "device": where.torch.type,
@@ -169,7 +182,24 @@ def distill(
         fresh=fresh,
         export_onnx=export_onnx,
         on_progress=on_progress,
+        label_embeddings=table,
     )
+
+
+def with_method(overrides: Mapping[str, str], method: str | None) -> dict[str, str]:
+    """The overrides of a recipe, the method among them.
+
+    Raises:
+        UsageError: If they name another method already.
+    """
+    if method is None:
+        return dict(overrides)
+    if overrides.get("method", method) != method:
+        raise UsageError(
+            f"the method is both {method} and the recipe key {overrides['method'][:40]}",
+            hint="give it once",
+        )
+    return {**overrides, "method": method}
 
 
 def train_in(
@@ -186,6 +216,7 @@ def train_in(
     fresh: bool,
     export_onnx: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
+    label_embeddings: Tensor | None = None,
 ) -> DistillReport:
     """Train a student in a run directory and write everything that the run leaves.
 
@@ -202,6 +233,7 @@ def train_in(
         fresh: Delete an earlier run and start anew.
         export_onnx: Write student.onnx too.
         on_progress: Called once a round.
+        label_embeddings: float32 (K, e), for the method that takes them.
 
     Raises:
         ConfigurationError: If the run directory is another run's, or training diverges.
@@ -211,7 +243,9 @@ def train_in(
         teacher.to(device.torch, memory_format=torch.channels_last)  # type: ignore[call-overload]
         model = NormalisedStudent(network, card.input)
         model.to(device.torch, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        trained = train_student(teacher, model, recipe, budget, device, seed, run, on_progress)
+        trained = train_student(
+            teacher, model, recipe, budget, device, seed, run, on_progress, label_embeddings
+        )
         write_results(run, teacher, model, card, trained, recipe, device, seed)
         run.event("end", rounds=trained.rounds, seconds=trained.seconds)
         if export_onnx:

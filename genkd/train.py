@@ -23,10 +23,11 @@ from genkd.cost import is_out_of_memory, memory_in_use_bytes
 from genkd.device import Device
 from genkd.ensemble import Ensemble
 from genkd.errors import ConfigurationError, ResourceExhausted
+from genkd.methods import make_synthesiser
 from genkd.recipe import Budget, Recipe
 from genkd.run_directory import RunDirectory
 from genkd.student import StudentLearner
-from genkd.synthesis import Synthesiser
+from genkd.synthesis import SynthesisMethod
 from genkd.teacher import Teacher
 
 LOG = logging.getLogger(__name__)
@@ -106,11 +107,14 @@ class _Training:
         recipe: Recipe,
         device: Device,
         seed: int,
+        label_embeddings: Tensor | None = None,
     ) -> None:
         image = teacher.card.input
         self.random = device.generator(seed)
         sources = teacher.members if isinstance(teacher, Ensemble) else (teacher,)
-        self.synthesisers = [Synthesiser(one, recipe, device, self.random) for one in sources]
+        self.synthesisers = [
+            make_synthesiser(one, recipe, device, self.random, label_embeddings) for one in sources
+        ]
         self.learner = StudentLearner(student, recipe, device, self.random)
         shape = (image.channels, image.height, image.width)
         self.bank = SynthesisBank(recipe.bank_images, shape, device.torch)
@@ -134,7 +138,7 @@ class _Training:
         return sum(one.teacher_passes for one in self.synthesisers) + self.student_passes
 
     @property
-    def synthesiser(self) -> Synthesiser:
+    def synthesiser(self) -> SynthesisMethod:
         """Whose round it is: every member of an ensemble in turn."""
         return self.synthesisers[self.round % len(self.synthesisers)]
 
@@ -187,6 +191,7 @@ def train_student(
     seed: int,
     run: RunDirectory,
     on_progress: Callable[[Progress], None] | None = None,
+    label_embeddings: Tensor | None = None,
 ) -> Trained:
     """Train `student` in place until the budget is spent; resumes from the run's checkpoint.
 
@@ -204,12 +209,14 @@ def train_student(
         run: Events and checkpoints go there.
         on_progress: Called after each round. What it raises ends the training after a checkpoint;
             the run can be resumed.
+        label_embeddings: float32 (K, e), for the method that takes them.
 
     Raises:
-        ConfigurationError: If a loss is no longer a number, or the teacher confirms no image.
+        ConfigurationError: If a loss is no longer a number, the teacher confirms no image, or the
+            recipe's method cannot work with it.
         ResourceExhausted: If memory runs out even with the smallest batch, or the disk is full.
     """
-    training = _Training(teacher, student, recipe, device, seed)
+    training = _Training(teacher, student, recipe, device, seed, label_embeddings)
     state = run.load_checkpoint()  # before the first event: it cuts off what came later
     if state is None:
         run.event("start", seed=seed, budget=str(budget), device=str(device.torch))
@@ -326,7 +333,8 @@ def _round(
 
 def _require_finite(losses: Mapping[str, float], recipe: Recipe, round_number: int) -> None:
     """Training does not come back from a loss that is no number: stop now, not in an hour."""
-    for name, key in CULPRIT.items():
+    for name in (*CULPRIT, *losses):  # those of the baselines are all of what makes the images
+        key = CULPRIT.get(name, "generator_rate")
         value = losses.get(name, 0.0)
         if not math.isfinite(value):
             raise ConfigurationError(

@@ -11,6 +11,7 @@ import typer
 
 from genkd.console import Answer, AsJson, columns, say
 from genkd.errors import UsageError
+from genkd.recipe import Method
 from genkd.signals import stop_signals
 from node.evaluation import (
     ModelFile,
@@ -49,6 +50,14 @@ def distill(
     ] = None,
     recipe: Annotated[
         RecipeName | None, typer.Option(help="How thorough to be.", show_default="standard")
+    ] = None,
+    method: Annotated[
+        Method | None,
+        typer.Option(help="How images come about: ours, or the field's.", show_default="genkd"),
+    ] = None,
+    label_embeddings: Annotated[
+        Path | None,
+        typer.Option(help="For nayer: text embeddings of the class names, a safetensors file."),
     ] = None,
     budget: Annotated[
         str | None, typer.Option(help="What to spend: 10m, 2e6passes, 20000samples.")
@@ -120,6 +129,8 @@ def distill(
             student=settings.student,
             out=out,
             recipe=settings.recipe,
+            method=method,
+            label_embeddings=label_embeddings,
             budget=settings.budget,
             seed=settings.seed,
             device=settings.device,

@@ -57,7 +57,8 @@ class Dafl(GeneratorBaseline):
 
     def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The teacher's logits (B, K) and what its last layer sees (B, ...)."""
-        self._features = found = []
+        found: list[Tensor] = []
+        self._features = found
         try:
             logits = self.ask(self.teacher, images)
         finally:
