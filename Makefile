@@ -11,6 +11,8 @@
 
 PYTHON ?= python3
 PYTEST ?=
+# A file's tests stay in one process: many share a chain or a SuperLink.
+WORKERS ?= 2
 NPM ?= npm
 SPLIT ?= disjoint
 FASHION_MNIST ?=
@@ -41,7 +43,7 @@ demo-federation: $(FOR_FEDERATION) $(CHAIN_TOOLS)
 		$(if $(FASHION_MNIST),--images "$(FASHION_MNIST)")
 
 test: $(FOR_TEST) $(CHAIN_TOOLS)
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST)
 
 lint: $(FOR_TEST)
 	$(BIN)/ruff check .
