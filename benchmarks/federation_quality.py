@@ -112,11 +112,12 @@ class UniformEnsemble(Ensemble):
     def forward(self, images: Tensor) -> Tensor:
         """Log p (B, K): the mean of all members' probabilities."""
         says = torch.stack([one(images).float().softmax(1) for one in self._asked])
-        return says.mean(0).clamp_min(LEAST).log()
+        log_p: Tensor = says.mean(0).clamp_min(LEAST).log()
+        return log_p
 
     def answer(self, images: Tensor, shares: Tensor) -> Tensor:
         """The same; what an image was made for does not matter."""
-        return self(images)
+        return self.forward(images)
 
 
 def run_seed(plan: Plan, seed: int) -> SeedFigures:
@@ -255,7 +256,7 @@ def _accuracy_told(ensemble: Ensemble, data: LabelledImages) -> float:
 @torch.inference_mode()
 def _right(ask: Callable[[Tensor, Tensor], Tensor], data: LabelledImages) -> float:
     images, labels = torch.from_numpy(data.images), torch.from_numpy(data.labels)
-    parts = zip(images.split(BATCH), labels.split(BATCH), strict=True)
+    parts = zip(images.split(BATCH), labels.split(BATCH), strict=True)  # type: ignore[no-untyped-call]
     right = [ask(part.float() / 255, label).argmax(1) == label for part, label in parts]
     return float(torch.cat(right).double().mean())
 

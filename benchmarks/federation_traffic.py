@@ -147,7 +147,7 @@ def capture(interface: str) -> None:
                 data, (_, kind, direction, *_) = raw.recvfrom(65536)
             except TimeoutError:
                 continue
-            if direction == socket.PACKET_OUTGOING:  # type: ignore[attr-defined]
+            if direction == socket.PACKET_OUTGOING:
                 print(json.dumps(asdict(_packet(data, kind))), flush=True)
         # struct tpacket_stats: packets seen, packets that did not fit
         lost = struct.unpack("II", raw.getsockopt(263, 6, 8))[1]
@@ -413,6 +413,7 @@ def measure(student: str, *, budget: str = "2000passes", idle: float = 60.0) -> 
         for name, (first, last) in stretches.items()
     }
     whole = traffic(packets, times["round"], times["end"])
+    exchange = traffic(packets, times["collecting"], times["end"])
     everything = traffic(packets, 0.0, float("inf"))
     bound = LEAST_RATIO * size + ALLOWANCE
     return {
@@ -421,10 +422,13 @@ def measure(student: str, *, budget: str = "2000passes", idle: float = 60.0) -> 
         "bound": round(bound),
         "to_coordinator": whole.to_coordinator,
         "within_bound": whole.to_coordinator <= bound,
+        "exchange": exchange.to_coordinator,
+        "exchange_within_bound": exchange.to_coordinator <= bound,
         "names_asked": everything.names_asked,
         "elsewhere": everything.elsewhere,
         "packets_lost_by_the_capture": lost,
         "parts": parts,
+        "times": times,
     }
 
 
@@ -448,6 +452,8 @@ def table(found: dict[str, object]) -> list[str]:
         f"{found['student']}: a release of {found['release_bytes']:,} bytes; "
         f"{found['to_coordinator']:,} bytes left the node for the coordinator in the round, "
         f"at most {found['bound']:,}: {'reached' if found['within_bound'] else 'MISSED'}; "
+        f"{found['exchange']:,} of them from the publishing on: "
+        f"{'reached' if found['exchange_within_bound'] else 'MISSED'}; "
         f"{found['names_asked']} names asked, elsewhere {found['elsewhere'] or 'nothing'}, "
         f"{found['packets_lost_by_the_capture']} packets lost by the capture",
         "| stretch | s | to the coordinator | full packets | small | headers | acknowledgements "
