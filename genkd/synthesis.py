@@ -252,7 +252,7 @@ class Synthesiser:
 
     @torch.no_grad()
     def _log_weight(self, latents: Tensor, labels: Tensor) -> Tensor:
-        """v / beta of images the teacher confirms (B,), as the likelihood weighs its positives."""
+        """The v / beta of confirmed images (B,), as the likelihood weighs its positives."""
         with self.device.autocast():
             logits = self.judge(as_images(quantise(self.generator(latents, labels)))).float()
         self.teacher_passes += len(latents)

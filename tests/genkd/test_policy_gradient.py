@@ -23,8 +23,10 @@ from genkd.langevin import Chain, LangevinSampler
 from genkd.policy_gradient import (
     chain_loss,
     immediate_reward,
+    pathwise_loss,
     permute_within_class,
     reward_to_go,
+    scale_within_class,
     standardise_within_class,
     stationary_loss,
 )
@@ -138,6 +140,32 @@ def test_permuted_rewards_give_zero_within_noise(rewards_of: object) -> None:
     estimate, error = toy_gradients(placebo)
     assert error < 0.02 * EXACT
     assert abs(estimate) < 4 * error
+
+
+def test_the_pathwise_gradient_matches_the_exact_gradient() -> None:
+    estimates = []
+    for seed in range(BATCHES):
+        f = Slope()
+        chain, labels = toy_chain(f, seed)
+        slope = -2 * (chain.states[-1] - TARGET)  # grad_z R at z_K
+        estimates.append(-f.gradient_of(pathwise_loss(f, chain, labels, slope)))
+    estimate, error = mean_and_error(estimates)
+    assert error < 0.02 * EXACT
+    assert abs(estimate - EXACT) < 4 * error
+
+
+def test_the_pathwise_walk_ends_where_the_chain_ended() -> None:
+    energy = LatentEnergy(3, torch.eye(2), generator=seeded(0)).eval()
+    labels = torch.tensor([0, 1, 0, 1])
+    chain = SAMPLER.chain(energy, torch.randn(4, 3, generator=seeded(1)), labels, seeded(2))
+    loss = pathwise_loss(energy, chain, labels, torch.ones(4, 3))
+    assert float(loss) == pytest.approx(-float(chain.states[-1].sum(1).mean()), rel=1e-4)
+
+
+def test_the_scale_within_a_class_is_one_over_its_deviation() -> None:
+    rewards = torch.tensor([1.0, 3.0, 5.0, 5.0, 7.0])
+    labels = torch.tensor([0, 0, 1, 1, 2])  # deviations 1, none, and a class of one
+    assert scale_within_class(rewards, labels, 3).tolist() == [1, 1, 0, 0, 0]
 
 
 @pytest.mark.parametrize("placebo", [False, True], ids=["true rewards", "permuted rewards"])

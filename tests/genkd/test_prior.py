@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from genkd.device import Device
+from genkd.langevin import Chain
 from genkd.prior import LatentPrior, Proposal
 from genkd.recipe import Recipe
 
@@ -31,7 +32,7 @@ RECIPE = Recipe(
     policy_weight=1.0,
     effective_share=0.0,
 )
-ESTIMATORS = ["stationary", "chain"]
+ESTIMATORS = ["stationary", "chain", "greedy", "pathwise"]
 Rewards = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -76,7 +77,7 @@ def test_latents_are_of_the_labels_and_carry_no_graph(estimator: str, device: st
     assert proposal.latents.device.type == device
     assert not proposal.latents.requires_grad
     assert torch.equal(proposal.labels, labels_on(device))
-    assert (proposal.chain is not None) == (estimator == "chain")
+    assert (proposal.chain is not None) == (estimator not in ("none", "stationary"))
 
 
 def test_persistent_chains_go_on_where_they_were() -> None:
@@ -145,7 +146,7 @@ def test_the_policy_gradient_draws_the_prior_towards_the_reward(estimator: str) 
 @pytest.mark.parametrize(
     ("keys", "reward_of"),
     [
-        ({}, lambda latents, labels: torch.full((len(latents),), 3.0)),
+        ({}, lambda latents, labels: 3 + 0 * latents[:, 0]),
         ({"policy_weight": 0.0}, first_coordinate),
         ({"effective_share": 1.0}, first_coordinate),
     ],
@@ -167,6 +168,65 @@ def test_where_the_policy_gradient_must_rest_only_the_likelihood_acts(
     assert ratios[2] > 0
     # Not equal: an extra call of f in train() refines its spectral norm once more.
     assert float((resting - without).norm()) < 0.1 * float((acting - without).norm())
+
+
+@pytest.mark.parametrize("estimator", ["stationary", "chain"])
+def test_the_placebo_draws_the_prior_nowhere(estimator: str) -> None:
+    means = []
+    for placebo in (False, True):
+        prior = prior_of(
+            policy_gradient=estimator, energy_rate=1e-2, langevin_steps=6, policy_placebo=placebo
+        )
+        random = torch.Generator().manual_seed(1)
+        learn(prior, random, first_coordinate, rounds=20)
+        drawn = [prior.draw(labels_on(), random).latents[:, 0].mean() for _ in range(10)]
+        means.append(float(torch.stack(drawn).mean()))
+    real, placebo_mean = means
+    assert real > 0.15, means
+    assert abs(placebo_mean) < 0.15, means
+
+
+def test_policy_gradient_alone_moves_the_energy_by_nothing_else() -> None:
+    # Equal rewards have no advantage, so without the likelihood nothing is left to learn from.
+    prior = prior_of(likelihood_weight=0.0)
+    before = parameters(prior)
+    random = torch.Generator().manual_seed(1)
+    learn(prior, random, lambda latents, labels: torch.ones(len(latents)), rounds=3)
+    assert torch.equal(parameters(prior), before)
+    learn(prior, random, first_coordinate)
+    assert not torch.equal(parameters(prior), before)
+
+
+def advantages(estimator: str, segments: int) -> Tensor:
+    """Of a chain of 4 steps z_0 = 0 .. z_4, the second sample's reward being always 0."""
+    prior = prior_of(policy_gradient=estimator, langevin_steps=4, policy_segments=segments)
+    states = torch.zeros(5, 2, DIMENSIONS)
+    states[:, 0, 0] = torch.tensor([0.0, 5.0, 1.0, 5.0, 4.0])
+    chain = Chain(states, torch.zeros(4, 2, DIMENSIONS), 0.4)
+    proposal = Proposal(states[-1], torch.zeros(2, dtype=torch.int64), chain)
+    rewards = first_coordinate(proposal.latents, proposal.labels)
+    random = torch.Generator().manual_seed(0)
+    return prior._advantages(proposal, first_coordinate, rewards, random)[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "segments", "credit"),
+    [
+        ("chain", 1, [4, 4, 4, 4]),
+        ("greedy", 1, [4, 4, 4, 4]),
+        ("chain", 2, [4, 4, 3, 3]),
+        ("greedy", 2, [1, 1, 3, 3]),
+        ("chain", 4, [4, -1, 3, -1]),
+        ("greedy", 4, [5, -4, 4, -1]),
+    ],
+)
+def test_each_segment_is_credited_with_what_its_estimator_says(
+    estimator: str, segments: int, credit: list[int]
+) -> None:
+    # Less the mean over the class (half, the other being 0), over one deviation for all steps.
+    deviation = (sum((c / 2) ** 2 for c in credit) / 4) ** 0.5
+    expected = [c / 2 / deviation for c in credit]
+    assert advantages(estimator, segments).tolist() == pytest.approx(expected, rel=1e-5)
 
 
 def test_without_a_policy_gradient_rewards_change_nothing() -> None:

@@ -22,6 +22,7 @@ FIELDS = {field.name: field.default for field in dataclasses.fields(Recipe)}
         ("1.5h", 5400, "seconds"),
         (" 10 M ", 600, "seconds"),
         (".5s", 0.5, "seconds"),
+        ("600 core-seconds", 600, "core-seconds"),
         ("2e6 passes", 2e6, "passes"),
         ("2E6passes", 2e6, "passes"),
         ("20000samples", 20_000, "samples"),
@@ -73,7 +74,7 @@ def test_every_preset_holds_its_own_bounds(name: str) -> None:
 def test_an_unknown_preset_is_refused_with_those_there_are() -> None:
     with pytest.raises(ConfigurationError, match="no recipe 'quik'") as caught:
         find_recipe("quik", {})
-    assert "quick, standard, thorough" in caught.value.hint
+    assert "quick, standard, merge, thorough" in caught.value.hint
 
 
 def test_a_recipe_cannot_be_changed() -> None:
@@ -102,6 +103,8 @@ def test_every_key_can_be_given_as_text(key: str) -> None:
         ("energy", "Yes", True),
         ("energy", "0", False),
         ("policy_gradient", "chain", "chain"),
+        ("policy_placebo", "yes", True),
+        ("policy_segments", "4", 4),
         ("generator_rounds", "0", 0),
         ("budget", "90s", "90s"),
     ],
