@@ -60,6 +60,8 @@ def test_defaults_are_passed_on(recorder: Recorder) -> None:
         "student": "resnet8-half",
         "out": Path("runs/t-resnet8-half-0"),
         "recipe": "standard",
+        "method": None,
+        "label_embeddings": None,
         "budget": None,
         "seed": 0,
         "device": "auto",
@@ -85,6 +87,7 @@ def test_every_flag_arrives(recorder: Recorder) -> None:
             *("--init-student", "s.safetensors", "--export", "onnx", "--num-classes", "10"),
             *("--input-size", "3x32x32", "--mean", "0.5", "--std", "0.1,0.2,0.3"),
             *("--factory", "m:f", "--allow-local-code"),
+            *("--method", "nayer", "--label-embeddings", "e.safetensors"),
         ]
     )
     assert code == 0
@@ -95,6 +98,8 @@ def test_every_flag_arrives(recorder: Recorder) -> None:
         "student": "torchvision:resnet18",
         "out": Path("here"),
         "recipe": "quick",
+        "method": "nayer",
+        "label_embeddings": Path("e.safetensors"),
         "budget": "10m",
         "seed": 7,
         "device": "cpu",
