@@ -1,0 +1,126 @@
+"""Which part of GenKD helps: its rows with one part changed, at an equal budget.
+
+    python benchmarks/ablation.py --data FOLDER [--rows 1,2,4,7] [--seeds 3]
+
+| row | what | read against |
+|---|---|---|
+| 0 | Gaussian-noise KD | |
+| 1 | no EBM: z ~ N(0, I); the time it saves buys the generator more steps | 4 and 5 |
+| 2 | + maximum likelihood | 7 |
+| 3 | policy gradient only | |
+| 4 | likelihood + stationary policy gradient (GenKD as it is) | 1, 9 |
+| 5 | likelihood + chain policy gradient | 1, 9 |
+| 6 | as 5 with the greedy, immediate reward | 5 |
+| 7 | placebo: rewards permuted within the class | 2 |
+| 8 | pathwise gradient in place of the policy gradient | 5 |
+| 9 | no EBM: rejection sampling from N(0, I) by the same v | 4 and 5 |
+| real | oracle: KD on the real training set | |
+| scratch | oracle: the student on the real labels, no teacher | |
+
+The EBM or the policy gradient helps if (4 or 5) - 1 and (4 or 5) - 9 lie above zero and 7 - 2 does
+not. Accuracy is that of the last step on the whole test set; differences are paired by seed. Run at
+one thread; the budget in core-seconds is what makes rows of different cost a round comparable.
+Writes ablation.json and ablation.md to --out; a repeated command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from compare import parse, parser_of, settings
+from intervals import paired_difference
+from tables import accuracy, grouped, shown, summary
+from trials import Row, Trial, run_all
+
+# Rewards at five places of a chain: greedy and reward-to-go are the same with fewer than three.
+CHAIN = {"policy_segments": "4"}
+ROWS: dict[str, dict[str, str]] = {
+    "0 noise": {"method": "noise"},
+    # Beyond what a whole budget in core-seconds hands over of itself: more rounds of everything.
+    "1 no EBM": {"energy": "no", "generator_steps": "5"},
+    "2 MLE": {"policy_gradient": "none"},
+    "3 PG only": {"likelihood_weight": "0"},
+    "4 MLE, PG stationary": {"policy_gradient": "stationary"},
+    "5 MLE, PG chain": {"policy_gradient": "chain", **CHAIN},
+    "6 greedy": {"policy_gradient": "greedy", **CHAIN},
+    "7 placebo": {"policy_gradient": "stationary", "policy_placebo": "yes"},
+    "8 pathwise": {"policy_gradient": "pathwise"},
+    "9 rejection": {"energy": "no", "rejection_candidates": "4"},
+    "real KD": {"oracle": "distilled"},
+    "scratch": {"oracle": "scratch"},
+}
+# What the rows are there to tell: first less second.
+CLAIMS = (
+    ("the EBM with the policy gradient helps", "4 MLE, PG stationary", "1 no EBM"),
+    ("likewise, of chains", "5 MLE, PG chain", "1 no EBM"),
+    ("more than rejection sampling does", "4 MLE, PG stationary", "9 rejection"),
+    ("likewise, of chains", "5 MLE, PG chain", "9 rejection"),
+    ("the likelihood alone helps", "2 MLE", "1 no EBM"),
+    ("the policy gradient adds to the likelihood", "4 MLE, PG stationary", "2 MLE"),
+    ("likewise, of chains", "5 MLE, PG chain", "2 MLE"),
+    ("the likelihood adds to the policy gradient", "4 MLE, PG stationary", "3 PG only"),
+    ("a placebo does nothing (should hold zero)", "7 placebo", "2 MLE"),
+    ("reward-to-go is better than greedy", "5 MLE, PG chain", "6 greedy"),
+    ("the policy gradient is better than the pathwise", "5 MLE, PG chain", "8 pathwise"),
+    ("behind KD on real images by", "real KD", "4 MLE, PG stationary"),
+)
+
+
+def chosen_rows(text: str) -> list[str]:
+    """Names of the rows whose first word is in `text`, a list with commas; all of an empty one."""
+    wanted = set(filter(None, text.split(",")))
+    names = [name for name in ROWS if not wanted or name.split()[0] in wanted]
+    if unknown := wanted - {name.split()[0] for name in ROWS}:
+        raise SystemExit(f"no rows {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
+    return names
+
+
+def overrides_of(name: str, shared: dict[str, str]) -> tuple[tuple[str, str], ...]:
+    """The row's own keys over those of all; of an oracle its own only, for it makes no images."""
+    own = ROWS[name]
+    return tuple(({} if "oracle" in own else shared | own).items() or own.items())
+
+
+def claims(rows: Sequence[Row]) -> str:
+    """What each paired difference says, as far as its rows were run."""
+    lines = []
+    for (pair, budget), methods in grouped(rows).items():
+        lines += ["", f"**{pair}, {budget}**: paired differences in points of top-1", ""]
+        lines += ["| claim | rows | difference, 95 % | seeds | verdict |", "|---|---|---|---|---|"]
+        for claim, first, second in CLAIMS:
+            if first not in methods or second not in methods:
+                continue
+            found = paired_difference(accuracy(methods[first]), accuracy(methods[second]))
+            if found is None:
+                continue
+            verdict = "open" if not found.excludes_zero else "above" if found.low > 0 else "below"
+            both = f"{first.split()[0]} - {second.split()[0]}"
+            verdict += " zero" if verdict != "open" else ""
+            lines.append(f"| {claim} | {both} | {shown(found, True)} | {found.count} | {verdict} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Run what is missing, then print the tables."""
+    parser = parser_of("Ablate GenKD.", "runs/ablation")
+    parser.add_argument("--rows", default="", help="for example 1,2,4,7,real; else all")
+    arguments = parse(parser)
+    names = chosen_rows(arguments.rows)
+    shared = dict(settings(arguments.overrides))
+    trials = [
+        Trial(name, overrides_of(name, shared), pair, seed, budget)
+        for seed in range(arguments.seeds)
+        for pair in arguments.chosen
+        for budget in arguments.budget or ("600core-seconds",)
+        for name in names
+    ]
+    rows = run_all(trials, arguments.out, arguments.data, arguments.teachers)
+    (arguments.out / "ablation.json").write_text(json.dumps(rows, indent=2))
+    text = summary(rows, "4 MLE, PG stationary") + claims(rows)
+    (arguments.out / "ablation.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""GenKD against the field at an equal budget: methods x teacher-student pairs x seeds.
+
+    python benchmarks/compare.py --data FOLDER      # this size of machine
+    python benchmarks/compare.py --data FOLDER --teachers FOLDER --preset paper  # GPUs
+
+Every method has the same teacher, student network, student loop, budget and seed; only how images
+come about differs. The small preset is a fifth of a day of one core for each seed: 8 methods at 600
+and at 1,800 core-seconds. Accuracy is that of the last step on the whole test set. Several budgets
+are separate runs, since the learning rate follows the budget: those are the points of the plots.
+
+Writes compare.json, compare.md and SVG plots to --out; a repeated command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from tables import summary, write_plots
+from trials import PAIRS, Trial, check_images, run_all
+
+METHODS = ("genkd", "noise", "deepinversion", "dafl", "dfad", "dfq", "fastdfkd", "nayer")
+# Of a preset: equal budgets. On a GPU processor time says little, so there it is teacher passes:
+# 200 epochs of 50,000 images are 1e7.
+BUDGETS = {
+    "small": ("600core-seconds", "1800core-seconds"),
+    "paper": ("1e7passes", "4e7passes"),
+}
+
+
+def trials_of(arguments: argparse.Namespace) -> list[Trial]:
+    """Every trial, the seeds outermost, so that an early stop leaves whole comparisons."""
+    return [
+        Trial(method, (("method", method), *settings(arguments.overrides)), pair, seed, budget)
+        for seed in range(arguments.seeds)
+        for pair in arguments.chosen
+        for budget in arguments.budget or BUDGETS[arguments.preset]
+        for method in arguments.methods.split(",")
+    ]
+
+
+def settings(texts: list[str]) -> tuple[tuple[str, str], ...]:
+    """KEY=VALUE of each text."""
+    pairs = [text.partition("=") for text in texts]
+    return tuple((key, value) for key, _, value in pairs)
+
+
+def parser_of(description: str, out: str) -> argparse.ArgumentParser:
+    """What the studies can be told in common."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--data", required=True, help="the folder of the test set")
+    parser.add_argument("--teachers", type=Path, help="the folder of the teachers' files")
+    parser.add_argument("--preset", choices=list(PAIRS), default="small")
+    parser.add_argument("--pairs", default="", help="only pairs whose name contains this")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--budget", action="append", help="instead of the preset's; repeatable")
+    parser.add_argument("--out", type=Path, default=Path(out))
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments, with the pairs they choose; refuses test data that are not there."""
+    arguments = parser.parse_args()
+    arguments.chosen = tuple(p for p in PAIRS[arguments.preset] if arguments.pairs in p.name)
+    if not arguments.chosen or arguments.seeds < 1:
+        parser.error(f"no pair of {arguments.preset} is called {arguments.pairs!r}, or no seeds")
+    check_images(arguments.chosen, arguments.data)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    return arguments
+
+
+def main() -> None:
+    """Run what is missing, then print the tables."""
+    parser = parser_of("Compare GenKD with the field.", "runs/compare")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    arguments = parse(parser)
+    rows = run_all(trials_of(arguments), arguments.out, arguments.data, arguments.teachers)
+    (arguments.out / "compare.json").write_text(json.dumps(rows, indent=2))
+    text = summary(rows, arguments.methods.split(",")[0])
+    (arguments.out / "compare.md").write_text(text)
+    plots = write_plots(rows, arguments.out)
+    print(text)
+    print("\n".join(str(path) for path in plots))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""One trial of a study: a recipe on a teacher and a student, with a seed and a budget.
+
+    trial = Trial("dafl", (("method", "dafl"),), PAIRS["small"][0], seed=0, budget="600core-seconds")
+    row = run_trial(trial, Path("runs/compare"), data="fashion-mnist")
+
+Each trial has a run directory and a process of its own (so that its peak of memory is its own), is
+evaluated on the whole test set after its last step, never before, and is kept in trial.json beside
+its run: a study that was interrupted goes on in the very round where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from genkd.durable import atomic_write
+
+ROOT = Path(__file__).parent.parent
+# Core-seconds are compared, so one thread is the honest default: more of them waste some.
+THREADS = "1"
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A teacher, a student, and what the student is tested on.
+
+    Attributes:
+        name: What the tables call it.
+        teacher: A safetensors file, or its name in the folder of teachers (`--teachers`).
+        student: Its architecture.
+        images: Test images as `genkd-node evaluate` takes them; "{data}" stands for `--data`.
+    """
+
+    name: str
+    teacher: str
+    student: str
+    images: str
+
+
+def _cifar(teacher: str, student: str, classes: int = 100) -> Pair:
+    file = f"cifar{classes}-{teacher.removeprefix('torchvision:')}.safetensors"
+    name = f"cifar{classes} {teacher} to {student}".replace("torchvision:", "")
+    return Pair(name, file, student, f"torchvision:CIFAR{classes}:{{data}}")
+
+
+SHIPPED = str(ROOT / "examples" / "fashion_mnist" / "teacher.safetensors")
+PAIRS = {
+    # This size of machine: the shipped teacher.
+    "small": (Pair("fashion-mnist resnet8 to half", SHIPPED, "resnet8-half", "{data}"),),
+    # The pairs of the field's tables, for GPUs.
+    "paper": tuple(
+        _cifar(teacher, student, classes)
+        for classes in (100, 10)
+        for teacher, student in (
+            ("wrn40-2", "wrn16-1"),
+            ("wrn40-2", "wrn16-2"),
+            ("wrn40-2", "wrn40-1"),
+            ("torchvision:resnet34", "torchvision:resnet18"),
+            ("resnet32x4", "resnet8x4"),
+        )
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is tried.
+
+    Attributes:
+        label: What the tables call the method.
+        overrides: Recipe keys as text; of an oracle the one key "oracle".
+        pair: Of whom.
+        seed: Of everything.
+        budget: As `genkd.recipe.Budget.parse` takes it.
+    """
+
+    label: str
+    overrides: tuple[tuple[str, str], ...]
+    pair: Pair
+    seed: int
+    budget: str
+
+    def folder(self, out: Path) -> Path:
+        """Where it runs."""
+        parts = (self.pair.name, self.budget, self.label)
+        return out.joinpath(*(part.replace(" ", "-").replace("/", "-") for part in parts)) / str(
+            self.seed
+        )
+
+
+def teacher_file(pair: Pair, teachers: Path | None) -> Path:
+    """Where the teacher of a pair lies.
+
+    Raises:
+        SystemExit: If it is not there, with what to do.
+    """
+    path = Path(pair.teacher)
+    if not path.is_absolute():
+        path = (teachers or Path("teachers")) / path
+    if not path.is_file():
+        raise SystemExit(
+            f"{pair.name}: there is no teacher {path}\n"
+            "Train it on a GPU, write it with genkd.weights.write_model under that name, and give "
+            "its folder as --teachers"
+        )
+    return path
+
+
+def check_images(pairs: tuple[Pair, ...], data: str) -> None:
+    """Refuse test data that are not there before hours are spent.
+
+    Raises:
+        SystemExit: With what to do.
+    """
+    for pair in pairs:
+        source = pair.images.format(data=data)
+        path = Path(os.path.expanduser(source.split(":", 2)[-1]))
+        if not path.exists():
+            raise SystemExit(
+                f"{pair.name}: {path} does not exist\n"
+                "Give the folder that holds the data set as --data: the idx files of Fashion-MNIST "
+                "(Debian: dataset-fashion-mnist), or torchvision's root of CIFAR"
+            )
+
+
+def run_trial(trial: Trial, out: Path, data: str, teachers: Path | None = None) -> Row:
+    """Distil and evaluate, or read what was found before.
+
+    Raises:
+        SystemExit: If the trial's folder holds another trial, or its process fails.
+    """
+    folder, identity = trial.folder(out), json.loads(json.dumps(asdict(trial)))
+    kept = folder.parent / f"{trial.seed}.json"
+    if kept.exists():
+        row: Row = json.loads(kept.read_text())
+        if row["trial"] != identity:
+            raise SystemExit(f"{kept} is of another trial: choose another --out")
+        return row
+    teacher = teacher_file(trial.pair, teachers)
+    overrides = dict(trial.overrides)
+    if "oracle" in overrides:
+        _call(
+            *(str(Path(__file__).with_name("oracles.py")), overrides["oracle"], str(teacher)),
+            *(trial.pair.student, trial.pair.images.format(data=data), trial.budget),
+            *(str(trial.seed), str(folder)),
+        )
+    else:
+        settings = [part for key, value in trial.overrides for part in ("--set", f"{key}={value}")]
+        _genkd(
+            *("distill", "--teacher", str(teacher), "--student", trial.pair.student),
+            *("--budget", trial.budget, "--seed", str(trial.seed), "--out", str(folder)),
+            *settings,
+        )
+    answer = _genkd(
+        *("evaluate", str(folder / "student.safetensors"), "--teacher", str(teacher)),
+        *("--data", trial.pair.images.format(data=data)),
+    )
+    result = json.loads((folder / "result.json").read_text())
+    row = {
+        "trial": identity,
+        "top1": answer["top1"],
+        "teacher_top1": answer["teacher_top1"],
+        "agreement": answer["agreement"],
+        "test_images": answer["images"],
+        "synthesis_seconds": result["phase_seconds"].get("synthesis", 0.0),
+        **{
+            key: result[key]
+            for key in ("seconds", "core_seconds", "samples", "teacher_passes", "rounds")
+        },
+        "peak_memory_bytes": result["peak_memory_bytes"],
+    }
+    atomic_write(kept, json.dumps(row, indent=2).encode())
+    return row
+
+
+def run_all(trials: list[Trial], out: Path, data: str, teachers: Path | None) -> list[Row]:
+    """Every trial, one after the other, telling on stderr how far it is."""
+    rows = []
+    for number, trial in enumerate(trials, 1):
+        name = f"{trial.pair.name}, {trial.label}, {trial.budget}, seed {trial.seed}"
+        print(f"[{number}/{len(trials)}] {name}", file=sys.stderr, flush=True)
+        rows.append(run_trial(trial, out, data, teachers))
+    return rows
+
+
+def _genkd(*arguments: str) -> Row:
+    """The data that a command of genkd-node answers."""
+    code = "import sys; from node.cli import main; sys.exit(main())"
+    answer: Row = json.loads(_call("-c", code, *arguments, "--json"))["data"]
+    return answer
+
+
+def _call(*arguments: str) -> bytes:
+    environment = {"OMP_NUM_THREADS": THREADS, **os.environ}
+    done = subprocess.run(
+        [sys.executable, *arguments], stdout=subprocess.PIPE, env=environment, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"the trial failed (exit {done.returncode}); repeat to resume it")
+    return done.stdout
