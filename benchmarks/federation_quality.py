@@ -26,6 +26,7 @@ from coordinator.start_student import parse_student
 from genkd import distill
 from genkd.card import ModelCard
 from genkd.device import choose_device
+from genkd.digest import sha256_file
 from genkd.distillation import new_student, train_in
 from genkd.ensemble import LEAST, Ensemble, Member
 from genkd.evaluate import load_student
@@ -130,7 +131,12 @@ def run_seed(plan: Plan, seed: int) -> SeedFigures:
     nodes = [_release(plan, seed, number, start) for number in range(1, NODES + 1)]
     members = [member_of(node.release) for node in nodes]
     gated, uniform = folder / "merged", folder / "uniform"
-    if not _is_finished(gated, plan.merge_budget):
+    same = {
+        "members_sha256": ensemble_of(members, student.card).sha256,
+        "budget": str(Budget.parse(plan.merge_budget)),
+        "seed": seed,
+    }
+    if not _is_finished(gated, plan, "merge", **same):
         merge(
             members,
             gated,
@@ -141,7 +147,7 @@ def run_seed(plan: Plan, seed: int) -> SeedFigures:
             init_student=start,
             on_progress=_teller(f"{plan.split} seed {seed}: merging"),
         )
-    if not _is_finished(uniform, plan.merge_budget):
+    if not _is_finished(uniform, plan, "merge", **same):
         _distil_uniform(plan, members, student.card, uniform, seed, start)
     data = read_images(plan.images, student.card)
     claims = [_certain(plan.teacher(number)) for number in range(1, NODES + 1)]
@@ -164,11 +170,18 @@ def _release(plan: Plan, seed: int, number: int, start: Path) -> NodeRelease:
     """A node's student, distilled and released."""
     name = f"node-{number}"
     run = plan.folder(seed) / name
-    if not _is_finished(run, plan.node_budget):
+    same = {
+        "teacher_sha256": load_teacher(plan.teacher(number)).sha256,
+        "init_student_sha256": sha256_file(start),
+        "budget": str(Budget.parse(plan.node_budget)),
+        "seed": seed,
+    }
+    if not _is_finished(run, plan, "standard", **same):
         distill(
             teacher=plan.teacher(number),
             student=STUDENT,
             out=run,
+            recipe="standard",
             budget=plan.node_budget,
             overrides=plan.settings,
             seed=seed,
@@ -217,14 +230,17 @@ def _distil_uniform(
     )
 
 
-def _is_finished(run: Path, budget: str) -> bool:
-    """Whether a run directory holds a student made with this budget."""
+def _is_finished(run: Path, plan: Plan, recipe: str, **expected: object) -> bool:
+    """Whether a run directory holds a finished student, made as it would be made now."""
     if not ((run / "result.json").exists() and (run / "student.safetensors").exists()):
         return False
     kept = json.loads((run / "config.json").read_text())
-    wanted = str(Budget.parse(budget))
-    if wanted not in json.dumps(kept):
-        raise SystemExit(f"{run} was made with another budget than {wanted}: choose another --out")
+    expected["recipe"] = asdict(find_recipe(recipe, plan.settings))
+    differ = [key for key, value in expected.items() if kept.get(key) != value]
+    if differ:
+        raise SystemExit(
+            f"{run} was made otherwise ({', '.join(differ)}): delete it, or choose another --out"
+        )
     return True
 
 

@@ -414,6 +414,7 @@ def measure(student: str, *, budget: str = "2000passes", idle: float = 60.0) -> 
     }
     whole = traffic(packets, times["round"], times["end"])
     exchange = traffic(packets, times["collecting"], times["end"])
+    waiting = traffic(packets, times["idle"], times["round"])
     everything = traffic(packets, 0.0, float("inf"))
     bound = LEAST_RATIO * size + ALLOWANCE
     return {
@@ -424,6 +425,7 @@ def measure(student: str, *, budget: str = "2000passes", idle: float = 60.0) -> 
         "within_bound": whole.to_coordinator <= bound,
         "exchange": exchange.to_coordinator,
         "exchange_within_bound": exchange.to_coordinator <= bound,
+        "idle_bytes_per_second": round(waiting.to_coordinator / waiting.seconds),
         "names_asked": everything.names_asked,
         "elsewhere": everything.elsewhere,
         "packets_lost_by_the_capture": lost,
@@ -454,6 +456,7 @@ def table(found: dict[str, object]) -> list[str]:
         f"at most {found['bound']:,}: {'reached' if found['within_bound'] else 'MISSED'}; "
         f"{found['exchange']:,} of them from the publishing on: "
         f"{'reached' if found['exchange_within_bound'] else 'MISSED'}; "
+        f"{found['idle_bytes_per_second']} bytes a second when there is nothing to do; "
         f"{found['names_asked']} names asked, elsewhere {found['elsewhere'] or 'nothing'}, "
         f"{found['packets_lost_by_the_capture']} packets lost by the capture",
         "| stretch | s | to the coordinator | full packets | small | headers | acknowledgements "
