@@ -2,10 +2,13 @@
 
     genkd-node join ...                                               # starts it, hardened
     flower-supernode --node-config 'membership="/path/to/membership"' ...     # a stock SuperNode
+    GENKD_MEMBERSHIP=/path/to/memberships flower-superlink --simulation ...   # many nodes in one
 
 It gives out the node's own finished release of a round, and takes the merged student. It reads no
 teacher, holds no key, trains nothing, and runs nothing that a coordinator sends. Where the
-membership lies comes from the node's own configuration, never from a message.
+membership lies comes from the node's own configuration, never from a message. A simulated node has
+none but a number: its membership is the subfolder of that name in the folder that the setting
+`membership` names.
 
 Whatever happens becomes an answer of one line. Paths and addresses of this machine stay in its log.
 """
@@ -40,8 +43,10 @@ from node import federation_registry, inbox, outbox
 from node.answers import Answer, AnswerLog
 from node.federation_registry import domain_of_membership
 from node.policy import Policy
+from node.settings import load_settings
 
 MEMBERSHIP = "membership"  # in the node's configuration: the folder
+SIMULATED = "partition-id"  # what Flower's simulation puts there instead: 0, 1, ...
 FAILED = 2  # flwr's code for an app that did not answer; it has no public name
 NO_RELEASE = "no finished release for this run and round"
 ALREADY_COLLECTED = "already collected"
@@ -81,7 +86,9 @@ def _answer(
 
 
 def _membership(context: Context) -> Path:
-    folder = context.node_config.get(MEMBERSHIP)
+    folder, number = (context.node_config.get(name) for name in (MEMBERSHIP, SIMULATED))
+    if folder is None and isinstance(number, int):
+        folder = str(load_settings().membership / str(number))
     if not isinstance(folder, str) or not Path(folder).is_dir():
         raise ConfigurationError(
             f"the node's configuration names no folder as its {MEMBERSHIP}",

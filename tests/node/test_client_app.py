@@ -261,6 +261,22 @@ def test_a_node_without_a_membership_says_so(members: MemoryFederation, node: Me
         assert reply.has_error()
 
 
+def test_a_simulated_node_has_its_membership_by_its_number(
+    members: MemoryFederation, node: MemberNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "memberships").mkdir()
+    (tmp_path / "memberships" / "7").symlink_to(node.membership)
+    monkeypatch.setenv("GENKD_MEMBERSHIP", str(tmp_path / "memberships"))
+    release = node.publish()
+    with members.grid() as grid:
+        for number, given in ((6, False), (7, True)):
+            config = {"partition-id": number, "num-partitions": 8}
+            grid.contexts[node.node_id].node_config = config  # type: ignore[assignment]
+            reply = send(grid, node, CollectRequest(node.run_id, 1).to_record(), COLLECT)
+            assert reply.has_error() is not given
+    assert CollectReply.from_record(reply.content).files == files_of(release)
+
+
 def test_an_unreachable_chain_is_told_and_asking_again_works(
     members: MemoryFederation, node: MemberNode, grid: LocalGrid
 ) -> None:
