@@ -31,7 +31,7 @@ from collections.abc import Sequence
 from compare import parse, parser_of, settings
 from intervals import paired_difference
 from tables import accuracy, grouped, shown, summary
-from trials import Row, Trial, run_all
+from trials import Row, Trial, overrides_of, run_all
 
 # Rewards at five places of a chain: greedy and reward-to-go are the same with fewer than three.
 CHAIN = {"policy_segments": "4"}
@@ -76,12 +76,6 @@ def chosen_rows(text: str) -> list[str]:
     return names
 
 
-def overrides_of(name: str, shared: dict[str, str]) -> tuple[tuple[str, str], ...]:
-    """The row's own keys over those of all; of an oracle its own only, for it makes no images."""
-    own = ROWS[name]
-    return tuple(({} if "oracle" in own else shared | own).items() or own.items())
-
-
 def claims(rows: Sequence[Row]) -> str:
     """What each paired difference says, as far as its rows were run."""
     lines = []
@@ -107,9 +101,9 @@ def main() -> None:
     parser.add_argument("--rows", default="", help="for example 1,2,4,7,real; else all")
     arguments = parse(parser)
     names = chosen_rows(arguments.rows)
-    shared = dict(settings(arguments.overrides))
+    shared = settings(arguments.overrides)
     trials = [
-        Trial(name, overrides_of(name, shared), pair, seed, budget)
+        Trial(name, overrides_of(ROWS[name], shared), pair, seed, budget)
         for seed in range(arguments.seeds)
         for pair in arguments.chosen
         for budget in arguments.budget or ("600core-seconds",)

@@ -18,7 +18,7 @@ import json
 from pathlib import Path
 
 from tables import summary, write_plots
-from trials import PAIRS, Trial, check_images, run_all
+from trials import PAIRS, Trial, check_images, overrides_of, run_all
 
 METHODS = ("genkd", "noise", "deepinversion", "dafl", "dfad", "dfq", "fastdfkd", "nayer")
 # Of a preset: equal budgets. On a GPU processor time says little, so there it is teacher passes:
@@ -31,8 +31,9 @@ BUDGETS = {
 
 def trials_of(arguments: argparse.Namespace) -> list[Trial]:
     """Every trial, the seeds outermost, so that an early stop leaves whole comparisons."""
+    shared = settings(arguments.overrides)
     return [
-        Trial(method, (("method", method), *settings(arguments.overrides)), pair, seed, budget)
+        Trial(method, overrides_of({"method": method}, shared), pair, seed, budget)
         for seed in range(arguments.seeds)
         for pair in arguments.chosen
         for budget in arguments.budget or BUDGETS[arguments.preset]
@@ -40,10 +41,10 @@ def trials_of(arguments: argparse.Namespace) -> list[Trial]:
     ]
 
 
-def settings(texts: list[str]) -> tuple[tuple[str, str], ...]:
+def settings(texts: list[str]) -> dict[str, str]:
     """KEY=VALUE of each text."""
     pairs = [text.partition("=") for text in texts]
-    return tuple((key, value) for key, _, value in pairs)
+    return {key: value for key, _, value in pairs}
 
 
 def parser_of(description: str, out: str) -> argparse.ArgumentParser:

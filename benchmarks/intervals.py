@@ -50,7 +50,7 @@ def mean(values: Sequence[float]) -> Interval:
     x = np.asarray(values, np.float64)
     if len(x) == 0 or not np.isfinite(x).all():
         raise ValueError(f"{list(values)} has no mean")
-    low, high = np.quantile(x[_resamples(len(x))].mean(1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = _ends(x[_resamples(len(x))].mean(1))
     deviation = float(x.std(ddof=1)) if len(x) > 1 else float("nan")
     return Interval(float(x.mean()), float(low), float(high), deviation, len(x))
 
@@ -83,8 +83,14 @@ def _correlation(
     value = _rows_correlation(*(transform(row[None]) for row in pairs))[0]
     spread = _rows_correlation(*(transform(row[index]) for row in pairs))
     spread = spread[np.isfinite(spread)]
-    ends = np.quantile(spread, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(spread) else [np.nan] * 2
-    return Interval(float(value), float(ends[0]), float(ends[1]), float("nan"), count)
+    low, high = _ends(spread) if len(spread) else (np.nan, np.nan)
+    return Interval(float(value), low, high, float("nan"), count)
+
+
+def _ends(resampled: Values) -> tuple[float, float]:
+    """Quantiles that are values themselves: of all resamples nothing is left to interpolate."""
+    ends = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="inverted_cdf")
+    return float(ends[0]), float(ends[1])
 
 
 def _rows_correlation(x: Values, y: Values) -> Values:

@@ -3,9 +3,10 @@
     python benchmarks/oracles.py distilled TEACHER STUDENT IMAGES BUDGET SEED OUT
     python benchmarks/oracles.py scratch   TEACHER STUDENT IMAGES BUDGET SEED OUT
 
-"distilled": the very student loop of GenKD, over a bank of the real training set. "scratch": the same optimiser, rate, batch and augmentation without blending, on the true labels; the teacher
-only says the size of the images. IMAGES names the test set; the training set beside it is read. The
-budget is seconds or core-seconds. OUT gets student.safetensors and result.json.
+"distilled": the very student loop of GenKD, over a bank of the real training set. "scratch": the
+same optimiser, rate, batch and moves of the images, without blending, on the true labels; the
+teacher only says the size of the images. IMAGES names the test set; the training set beside it is
+read. The budget is seconds or core-seconds. OUT gets student.safetensors and result.json.
 """
 
 from __future__ import annotations

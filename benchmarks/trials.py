@@ -1,6 +1,6 @@
 """One trial of a study: a recipe on a teacher and a student, with a seed and a budget.
 
-    trial = Trial("dafl", (("method", "dafl"),), PAIRS["small"][0], seed=0, budget="600core-seconds")
+    trial = Trial("dafl", (("method", "dafl"),), PAIRS["small"][0], 0, "600core-seconds")
     row = run_trial(trial, Path("runs/compare"), data="fashion-mnist")
 
 Each trial has a run directory and a process of its own (so that its peak of memory is its own), is
@@ -14,10 +14,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from genkd.baselines.presets import unread_keys
 from genkd.durable import atomic_write
 
 ROOT = Path(__file__).parent.parent
@@ -92,6 +94,18 @@ class Trial:
         return out.joinpath(*(part.replace(" ", "-").replace("/", "-") for part in parts)) / str(
             self.seed
         )
+
+
+def overrides_of(own: Mapping[str, str], shared: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """A trial's own recipe keys over those of the whole study, as far as its method reads them.
+
+    An oracle makes no images and has no recipe, so it keeps its own only.
+    """
+    if "oracle" in own:
+        return tuple(own.items())
+    method = own.get("method", "genkd")
+    unread = frozenset() if method == "genkd" else unread_keys(method)
+    return tuple({**{k: v for k, v in shared.items() if k not in unread}, **own}.items())
 
 
 def teacher_file(pair: Pair, teachers: Path | None) -> Path:

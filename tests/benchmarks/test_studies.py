@@ -1,0 +1,186 @@
+"""The studies: trials are kept and resumed, tables say what their rows say."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import ablation
+import compare
+import pytest
+import tables
+import trials
+
+from genkd.recipe import Budget, find_recipe
+
+PAIR = trials.Pair("toy", "/nowhere/teacher.safetensors", "resnet8-half", "{data}")
+TRIAL = trials.Trial("dafl", (("method", "dafl"),), PAIR, 0, "600core-seconds")
+
+
+def row(label: str, seed: int, top1: float, budget: str = "10s") -> dict[str, Any]:
+    trial = dataclasses.replace(TRIAL, label=label, seed=seed, budget=budget)
+    return {
+        "trial": json.loads(json.dumps(dataclasses.asdict(trial))),
+        "top1": top1,
+        "teacher_top1": 0.9,
+        "agreement": 0.8,
+        "test_images": 10_000,
+        "synthesis_seconds": 4.0,
+        "seconds": 10.0,
+        "core_seconds": 9.0 if budget == "10s" else 30.0,
+        "samples": 1000,
+        "teacher_passes": 2000,
+        "rounds": 3,
+        "peak_memory_bytes": 2**28,
+    }
+
+
+class Commands:
+    """Stands for genkd-node: counts what is asked of it, and leaves what distilling leaves."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, ...]] = []
+        self.fail = False
+
+    def __call__(self, *arguments: str) -> dict[str, Any]:
+        self.asked.append(arguments)
+        if self.fail and arguments[0] == "evaluate":
+            raise SystemExit("killed")
+        if arguments[0] == "distill":
+            out = Path(arguments[arguments.index("--out") + 1])
+            out.mkdir(parents=True, exist_ok=True)
+            result = {**row("x", 0, 0.5), "phase_seconds": {"synthesis": 4.0}}
+            (out / "result.json").write_text(json.dumps(result))
+        return {"top1": 0.5, "teacher_top1": 0.9, "agreement": 0.6, "images": 100}
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
+    stand_in = Commands()
+    monkeypatch.setattr(trials, "_genkd", stand_in)
+    monkeypatch.setattr(trials, "teacher_file", lambda pair, teachers: Path(pair.teacher))
+    return stand_in
+
+
+def test_a_finished_trial_is_read_and_not_repeated(commands: Commands, tmp_path: Path) -> None:
+    first = trials.run_trial(TRIAL, tmp_path, "data")
+    again = trials.run_trial(TRIAL, tmp_path, "data")
+    assert first == again
+    assert [asked[0] for asked in commands.asked] == ["distill", "evaluate"]
+    assert "method=dafl" in commands.asked[0]
+
+
+def test_an_interrupted_trial_goes_on_in_its_run_directory(
+    commands: Commands, tmp_path: Path
+) -> None:
+    commands.fail = True
+    with pytest.raises(SystemExit):
+        trials.run_trial(TRIAL, tmp_path, "data")
+    commands.fail = False
+    assert trials.run_trial(TRIAL, tmp_path, "data")["top1"] == 0.5
+    distilled = [asked for asked in commands.asked if asked[0] == "distill"]
+    assert distilled[0] == distilled[1]  # the same command resumes
+    assert "--fresh" not in distilled[0]
+
+
+def test_a_kept_trial_with_other_settings_is_refused(commands: Commands, tmp_path: Path) -> None:
+    trials.run_trial(TRIAL, tmp_path, "data")
+    other = dataclasses.replace(TRIAL, overrides=(("method", "dafl"), ("batch", "8")))
+    with pytest.raises(SystemExit, match="another trial"):
+        trials.run_trial(other, tmp_path, "data")
+
+
+def test_no_two_trials_share_a_folder(tmp_path: Path) -> None:
+    pairs = [*trials.PAIRS["small"], *trials.PAIRS["paper"]]
+    assert len({pair.name for pair in pairs}) == len(pairs)
+    every = [
+        trials.Trial(label, (), pair, seed, budget)
+        for label in (*compare.METHODS, *ablation.ROWS)
+        for pair in pairs
+        for seed in range(3)
+        for budget in ("600core-seconds", "1e7passes")
+    ]
+    assert len({trial.folder(tmp_path) for trial in every}) == len(every)
+
+
+@pytest.mark.parametrize("name", list(ablation.ROWS))
+def test_every_row_is_a_recipe_there_is(name: str) -> None:
+    overrides = dict(trials.overrides_of(ablation.ROWS[name], {}))
+    if overrides.pop("oracle", None) is None:
+        find_recipe("standard", overrides)
+    else:
+        assert not overrides
+
+
+@pytest.mark.parametrize("method", compare.METHODS)
+def test_every_method_is_one_there_is(method: str) -> None:
+    assert find_recipe("standard", {"method": method}).method == method
+
+
+def test_a_study_key_goes_only_where_it_is_read() -> None:
+    shared = {"batch": "32", "langevin_steps": "5"}
+    assert dict(trials.overrides_of({"method": "genkd"}, shared)) == {**shared, "method": "genkd"}
+    dafl = dict(trials.overrides_of({"method": "dafl"}, shared))
+    assert "langevin_steps" not in dafl
+    find_recipe("standard", dafl)
+    assert trials.overrides_of({"oracle": "scratch"}, shared) == (("oracle", "scratch"),)
+
+
+def test_budgets_of_the_presets_are_budgets() -> None:
+    for texts in compare.BUDGETS.values():
+        assert all(Budget.parse(text).amount > 0 for text in texts)
+
+
+def test_every_claim_is_of_rows_there_are() -> None:
+    assert {name for _, *both in ablation.CLAIMS for name in both} <= set(ablation.ROWS)
+
+
+def test_data_that_are_not_there_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    for preset in ("small", "paper"):
+        with pytest.raises(SystemExit, match="--data"):
+            trials.check_images(trials.PAIRS[preset], str(tmp_path / "missing"))
+
+
+def test_a_teacher_that_is_not_there_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="--teachers"):
+        trials.teacher_file(trials.PAIRS["paper"][0], tmp_path)
+
+
+def test_the_table_tells_means_and_paired_differences() -> None:
+    rows = [row("genkd", seed, 0.80 + 0.01 * seed) for seed in range(3)]
+    rows += [row("dafl", seed, 0.70 + 0.01 * seed) for seed in range(3)]
+    text = tables.summary(rows, "genkd")
+    assert "| genkd | 3 | 81.00 [80.00, 82.00] | 1.00 |  | 1,000 | 2,000 | 4 | 9 | 256 |" in text
+    assert "| dafl | 3 | 71.00 [70.00, 72.00] | 1.00 | +10.00 [+10.00, +10.00] |" in text
+    assert "**toy, 10s** (teacher 90.00%, 10,000 test images)" in text
+
+
+def test_plots_are_intact_svg_with_a_line_for_each_method(tmp_path: Path) -> None:
+    rows = [
+        row(label, seed, top1 + 0.01 * seed, budget)
+        for label, top1 in (("genkd", 0.8), ("a < b", 0.6))
+        for seed in range(3)
+        for budget in ("10s", "30s")
+    ]
+    files = tables.write_plots(rows, tmp_path)
+    assert [file.name for file in files] == ["toy-core-seconds.svg", "toy-samples.svg"]
+    for file in files:
+        root = ElementTree.fromstring(file.read_text())  # noqa: S314 (our own file)
+        texts = [element.text for element in root.iter() if element.tag.endswith("text")]
+        assert "genkd" in texts
+        assert "a < b" in texts
+        circles = [element for element in root.iter() if element.tag.endswith("circle")]
+        assert len(circles) == 4  # two budgets of two methods
+
+
+def test_a_claim_holds_only_outside_the_interval() -> None:
+    rows = [row("4 MLE, PG stationary", seed, 0.8) for seed in range(3)]
+    rows += [row("1 no EBM", seed, 0.7) for seed in range(3)]
+    rows += [row("9 rejection", seed, top1) for seed, top1 in enumerate((0.75, 0.8, 0.85))]
+    lines = ablation.claims(rows).splitlines()
+    assert any("4 - 1" in line and "above zero" in line for line in lines)
+    assert any("4 - 9" in line and "open" in line for line in lines)
+    assert not any("5 - 1" in line for line in lines)  # row 5 was not run
