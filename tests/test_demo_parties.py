@@ -55,6 +55,14 @@ def is_running(pid: int) -> bool:
     return True
 
 
+def await_end(pids: list[int]) -> bool:
+    """Whether all are gone within seconds: somebody else must reap them."""
+    deadline = time.monotonic() + 10
+    while any(map(is_running, pids)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not any(map(is_running, pids))
+
+
 def test_a_command_answers_what_it_prints_as_json(shell: Shell) -> None:
     assert asyncio.run(shell.run(ANSWER % "yes")) == {"said": "yes"}
 
@@ -128,11 +136,28 @@ def test_who_does_not_heed_sigterm_is_killed_and_its_children_with_it(
         await shell.processes.end_all()
         return [service.process.pid, int(found[1])]
 
-    pids = asyncio.run(end())
-    deadline = time.monotonic() + 5
-    while any(map(is_running, pids)) and time.monotonic() < deadline:  # until it is reaped
-        time.sleep(0.02)
-    assert not any(map(is_running, pids))
+    assert await_end(asyncio.run(end()))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child")
+def test_a_demo_that_is_killed_takes_its_processes_with_it(tmp_path: Path) -> None:
+    script = f"""
+import asyncio, pathlib, sys
+sys.path.insert(0, {str(EXAMPLE)!r})
+from parties import *
+async def main():
+    party = Party("p", pathlib.Path({str(tmp_path / "p")!r}), Narrator(), Processes())
+    service = await party.start("/bin/sh", "-c", "exec sleep 60")
+    print(service.process.pid, flush=True)
+    await service.process.wait()
+asyncio.run(main())
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as demo:
+        assert demo.stdout is not None
+        said = [demo.stdout.readline() for _ in range(2)]  # what it starts, and the number
+        demo.kill()
+    pid = int(said[1])
+    assert await_end([pid])
 
 
 def test_what_ends_soon_by_itself_is_not_interrupted(shell: Shell, tmp_path: Path) -> None:

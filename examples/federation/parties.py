@@ -14,6 +14,7 @@ runs the demo: its home is its folder, and settings in the environment are not p
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import os
 import re
@@ -32,6 +33,8 @@ KEPT_SETTINGS = ("GENKD_DEBUG", "GENKD_ANVIL")
 SECONDS_TO_END = 20.0
 SECONDS_BETWEEN_PROGRESS = 15.0
 MAX_LINE_BYTES = 1 << 20
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+PR_SET_PDEATHSIG = 1
 PROGRESS = re.compile(r"\d%")
 LONG_HEX = re.compile(r"(0x)?([0-9a-f]{8})[0-9a-f]{56}")
 
@@ -172,6 +175,12 @@ class Processes:
             self.ended(service)
 
 
+def _end_with_demo() -> None:
+    """In the child: be sent SIGTERM when the demo is gone, by kill -9 too (Linux)."""
+    if LIBC is not None:
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 class Party:
     """One party of the federation, in a folder of its own.
 
@@ -236,6 +245,7 @@ class Party:
             limit=MAX_LINE_BYTES,
             # Ctrl-C is for the demo, which ends its processes in order.
             start_new_session=True,
+            preexec_fn=_end_with_demo,
         )
         service = Service(self, shown, process, hasty)
         self.processes.began(service)
