@@ -12,6 +12,7 @@ it.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import multiprocessing
 import os
@@ -19,7 +20,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +78,14 @@ def memory_of_a_round(folder: Path, count: int) -> dict[str, Any]:
     from submissions import DOMAIN, NOW, ROUND, RUN, EnrolledNodes, make_keys
 
     from contracts.exchange import CollectReply
-    from coordinator import server_app
     from coordinator.intake import Intake
     from coordinator.intake_rules import IntakeRules, SharedStudent
     from coordinator.merging import MergeMethod, MergePlan, merge_releases
     from coordinator.store import Store
     from genkd.provenance.statement import STUDENT_NAME
 
-    found: dict[str, Any] = {"imported": peak_bytes(), "flower": server_app.__name__}
+    importlib.import_module("coordinator.server_app")  # and with it all of Flower that it needs
+    found: dict[str, Any] = {"imported": peak_bytes()}
     chain = EnrolledNodes(DOMAIN)
     rules = IntakeRules(DOMAIN, RUN, ROUND, SharedStudent.read(folder / "0" / STUDENT_NAME))
     with Store.open(folder / "federation") as store:
@@ -121,8 +122,6 @@ def memory_of_a_merge(count: int, budget: str) -> dict[str, Any]:
     spec = ModelSpec("resnet8-half", card.spec.num_classes, card.spec.in_channels)
     before = peak_bytes()
     with tempfile.TemporaryDirectory() as name:
-        from dataclasses import replace
-
         merge(members, Path(name) / "merged", student=replace(card, spec=spec), budget=budget)
     return {"members": count, "before": before, "peak": peak_bytes()}
 
