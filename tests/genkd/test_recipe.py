@@ -152,12 +152,33 @@ def test_an_override_that_does_not_fit_is_refused(
     assert (hint or "") in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"policy_segments": 3, "langevin_steps": 20},
+        {"rejection_candidates": 4},
+        {"policy_placebo": True, "policy_gradient": "pathwise"},
+    ],
+    ids=["unequal segments", "rejection beside the EBM", "placebo of no rewards"],
+)
+def test_keys_that_contradict_one_another_are_refused(keys: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=f"recipe key {next(iter(keys))}"):
+        Recipe(**keys)
+
+
+# What must go with the upper end of a key.
+COMPANIONS: dict[str, dict[str, Any]] = {
+    "policy_segments": {"langevin_steps": 10_000},
+    "rejection_candidates": {"energy": False},
+}
+
+
 @pytest.mark.parametrize("key", list(BOUNDS))
 def test_the_ends_of_a_bound_are_inside_and_beyond_is_not(key: str) -> None:
     low, high = BOUNDS[key]
     whole = isinstance(FIELDS[key], int)
     for value in (low, high):
-        inside: dict[str, Any] = {key: int(value) if whole else value}
+        inside = {**COMPANIONS.get(key, {}), key: int(value) if whole else value}
         assert getattr(Recipe(**inside), key) == value
     for value in (low - 1, high + 1, float("nan")):
         outside: dict[str, Any] = {key: value}
