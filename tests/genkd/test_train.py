@@ -96,6 +96,9 @@ class Clock:
         self.now += 1
         return self.now
 
+    def process_time(self) -> float:
+        return self.now
+
 
 # -- budgets ---------------------------------------------------------------------------------------
 
