@@ -47,7 +47,7 @@ T = TypeVar("T")
 # its later ones, which start from the merged student; by the coordinator's merge.
 FIRST_BUDGET = "150000passes"
 LATER_BUDGET = "60000passes"
-MERGE_BUDGET = "150000passes"
+MERGE_BUDGET = "100000passes"
 ROUNDS = 2
 STUDENT = "resnet8-half"
 # How long the coordinator waits for the students of a round: longer than any machine needs.
@@ -129,10 +129,12 @@ class Demo:
         self._narrator = Narrator()
         self._processes = Processes()
         self._one_at_a_time = asyncio.Lock()
-        make = (self._narrator, self._processes)
+        # One thread each: a network as small as these gains little from a second one, and on a
+        # machine that is busy, threads that wait for each other cost it seven times as long.
+        make = (self._narrator, self._processes, 1)
         self._coordinator = Party("coordinator", plan.folder / "coordinator", *make)
         self._nodes = [
-            Party(f"node-{number}", plan.folder / f"node-{number}", *make, threads=1)
+            Party(f"node-{number}", plan.folder / f"node-{number}", *make)
             for number in range(1, len(plan.teachers) + 1)
         ]
 

@@ -189,7 +189,7 @@ class Party:
         folder: Its folder; made.
         narrator: Is told what it does.
         processes: Where its processes are remembered.
-        threads: Of the processor, for what it computes; None for all there are.
+        threads: Of the processor, for what it computes.
     """
 
     def __init__(
@@ -198,7 +198,7 @@ class Party:
         folder: Path,
         narrator: Narrator,
         processes: Processes,
-        threads: int | None = None,
+        threads: int = 1,
     ) -> None:
         self.name = name
         self.folder = folder
@@ -211,9 +211,7 @@ class Party:
             for key, value in os.environ.items()
             if key in KEPT_SETTINGS or not key.startswith(("GENKD_", "XDG_", "FLWR_"))
         }
-        self._environment = kept | {"HOME": str(folder)}
-        if threads is not None:
-            self._environment["OMP_NUM_THREADS"] = str(threads)
+        self._environment = kept | {"HOME": str(folder), "OMP_NUM_THREADS": str(threads)}
 
     async def run(self, program: str, *arguments: object, hasty: bool = False) -> dict[str, Any]:
         """Run a command to its end and return its answer.
