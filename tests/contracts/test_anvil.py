@@ -183,19 +183,21 @@ def test_chatty_chain_does_not_block() -> None:
 def test_chain_ends_with_the_process_that_started_it(tmp_path: Path, how: signal.Signals) -> None:
     state = tmp_path / "state.json"
     script = (
-        "import sys, time; from pathlib import Path; from contracts.anvil import start_anvil\n"
+        "import signal, sys, time; from pathlib import Path\n"
+        "from contracts.anvil import start_anvil\n"
+        # What starts the tests in the background lets its children ignore it.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "chain = start_anvil(state=Path(sys.argv[1]))\n"
         "print(chain.rpc_url, flush=True); time.sleep(60)"
     )
-    starter = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", script, str(state)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
         cwd=ROOT,
-    )
-    assert starter.stdout is not None
-    with starter.stdout:
+    ) as starter:
+        assert starter.stdout is not None
         url = starter.stdout.readline().strip()
         set_balance(url, 77)
         starter.send_signal(how)

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 
 import genkd
-from genkd import cost, distillation, run_directory
+from genkd import cost, distillation, results, run_directory
 from genkd import durable as durable_module
 from genkd.card import InputCard, ModelCard, ModelSpec, card_from_json, card_to_json
 from genkd.distillation import DistillReport, Progress, distill
@@ -157,7 +157,7 @@ def test_samples_are_images_that_the_teacher_knows(finished: DistillReport) -> N
     assert images.dtype == np.uint8
     assert images.shape[1:] == (1, 16, 16)
     assert len(images) == len(labels) == len(confidence)
-    assert 0 < len(images) <= 3 * distillation.SAMPLES_PER_CLASS
+    assert 0 < len(images) <= 3 * results.SAMPLES_PER_CLASS
     assert set(labels) <= {0, 1, 2}
     assert confidence.min() > 1 / 3
     assert confidence.max() <= 1
@@ -620,7 +620,7 @@ def test_memory_that_runs_out_after_training_is_an_error_and_not_a_traceback(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(distillation, "measure_cost", fail)
+    monkeypatch.setattr(results, "measure_cost", fail)
     with pytest.raises(ResourceExhausted, match="memory ran out") as caught:
         run_with(tiny_teacher, tmp_path / "run", budget="1 passes")
     assert caught.value.__cause__ is error

@@ -107,7 +107,7 @@ def test_join_asks_once_writes_the_policy_and_starts(
     ((address, fingerprint, profile, keys, key, folder),) = coordinator.asked
     assert (address, fingerprint, folder) == (ADDRESS, FINGERPRINT, home / "membership")
     assert profile.node == keys.address == node
-    assert key.startswith("ecdsa-sha2-nistp384 ")
+    assert key.startswith("ecdsa-sha2-nistp256 ")
     assert coordinator.started == [folder]
     policy = Policy.load(folder)
     assert policy.node == node
