@@ -30,8 +30,7 @@ MAX_RELEASE_BYTES: Final = 2**30
 # scales up; a network scaled down says little and is gated out of the merge.
 TIMES_LARGER: Final = 10.0
 TIMES_SMALLER: Final = 100.0
-# Behind BatchNorm a scale means nothing: an honest student of a second round had 1,500 times.
-STATISTICS_TIMES_LARGER: Final = 1e5  # than those of the shared student, and than 1
+STATISTICS_TIMES_LARGER: Final = 1000.0  # than those of the shared student, and than 1
 WHOSE: Final = "those of the shared student"
 MEDIAN_OF: Final = 3  # how many releases a median says something about
 
