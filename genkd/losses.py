@@ -4,7 +4,7 @@ Logits are (B, K), labels int64 (B,), images (B, C, H, W) in [0, 1]. Logarithms 
 precision logits are taken to float32 first: a divergence of two similar rows is lost in bf16.
 Where a function takes both networks' logits, the teacher comes first.
 
-Synthetic images have no ground truth: `mixup` and `cutmix` return images only, and the teacher
+Synthetic images have no ground truth: `mixup` and `cutmix` ask for none, and the teacher
 labels the result.
 """
 

@@ -98,24 +98,16 @@ class Synthesiser:
         recipe: What to do.
         device: Where.
         generator: Source of everything random here, on the device.
-        judge: Who says which class an image shows, and to whom the student is compared. None: the
-            teacher. Another one where the teacher is one of many that know different classes.
 
     Attributes:
         batch: Images a round; halved by `halve_batch`.
     """
 
     def __init__(
-        self,
-        teacher: Teacher,
-        recipe: Recipe,
-        device: Device,
-        generator: torch.Generator,
-        judge: Teacher | None = None,
+        self, teacher: Teacher, recipe: Recipe, device: Device, generator: torch.Generator
     ) -> None:
         card = teacher.card
-        self.recipe, self.device, self.random = recipe, device, generator
-        self.teacher, self.judge = teacher, teacher if judge is None else judge
+        self.teacher, self.recipe, self.device, self.random = teacher, recipe, device, generator
         self.known = torch.tensor(teacher.known, device=device.torch)
         self.num_classes = card.spec.num_classes
         self.batch = recipe.batch
@@ -254,7 +246,7 @@ class Synthesiser:
     def _log_weight(self, latents: Tensor, labels: Tensor) -> Tensor:
         """The v / beta of confirmed images (B,), as the likelihood weighs its positives."""
         with self.device.autocast():
-            logits = self.judge(as_images(quantise(self.generator(latents, labels)))).float()
+            logits = self.teacher(as_images(quantise(self.generator(latents, labels)))).float()
         self.teacher_passes += len(latents)
         scaled = label_log_probability(logits, labels) / self.recipe.positive_temperature
         return scaled.masked_fill(logits.argmax(1) != labels, -1e4)
@@ -266,8 +258,6 @@ class Synthesiser:
         with self.device.autocast():
             images = self.generator(proposal.latents, proposal.labels).float()
             logits, statistics = self.statistics.measure(images)
-            if self.judge is not self.teacher:
-                logits = self.judge(images)
         self.teacher_passes += len(images)
         label_loss = class_cross_entropy(logits, proposal.labels)
         loss = recipe.statistics_weight * statistics + recipe.label_loss_weight * label_loss
@@ -293,7 +283,7 @@ class Synthesiser:
         with self.device.autocast():
             images = quantise(self.generator(latents, labels))
             stored = as_images(images)
-            logits, student_logits = self.judge(stored), student(stored)
+            logits, student_logits = self.teacher(stored), student(stored)
         self.teacher_passes += len(images)
         return images, logits.float(), student_logits.float()
 
@@ -343,7 +333,7 @@ class Synthesiser:
         """The reward (B,) of images before quantising, which would stop its gradient."""
         with self.device.autocast():
             images = self.generator(latents, labels)
-            logits, student_logits = self.judge(images), student(images)
+            logits, student_logits = self.teacher(images), student(images)
         self.teacher_passes += len(images)
         return masked_divergence(logits, student_logits)
 

@@ -1,6 +1,9 @@
-"""What each baseline reads of a recipe, with the values of its paper; no torch here.
+"""What each baseline reads of a recipe, near the values of its paper; no torch here.
 
     METHOD_PRESETS["dafl"]["latent_dim"]       # 1000
+
+The values are from memory of the papers, not yet checked against their texts, as are the constants
+of the methods' own files, also where a header calls them the paper's.
 
 A method reads the keys that are listed for it, and those of the bank and the student, which all
 share. A key that only another method reads is refused with it, so that no setting is without
@@ -117,7 +120,7 @@ METHOD_PRESETS: Mapping[str, Mapping[str, Value]] = {
 
 
 def preset_of(method: str) -> dict[str, Value]:
-    """The keys of a baseline with its paper's values, all others of a synthesiser off.
+    """The keys of a baseline with its values, all others of a synthesiser off.
 
     Args:
         method: A key of `METHOD_PRESETS`.
