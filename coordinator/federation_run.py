@@ -13,7 +13,8 @@ A round, each step of which finds what an earlier attempt left:
 
 Round 0 has only the start student, signed and recorded like a merged one. Killed anywhere, the same
 call ends right: what was accepted stands in the store, what was decided in the round's folder, the
-registry takes each record and one root a round.
+registry takes each record and one root a round. What the chain has forgotten of a shared round is
+recorded and shared again before the next one begins.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class FederationRun:
         self._start = start
         self._interruptible = interruptible
         self._clock = clock
-        self._talk = Conversation(
+        self._new_talk = lambda: Conversation(
             messages,
             archive.store,
             archive.press.keys,
@@ -85,6 +86,7 @@ class FederationRun:
             clock=clock,
             sleep=sleep,
         )
+        self._talk = self._new_talk()
 
     def run(self) -> list[DoneRound]:
         """Do the rounds that are not done yet.
@@ -110,12 +112,21 @@ class FederationRun:
         for number in range(1, plan.rounds + 1):
             done = self._archive.done(number)
             if done is None:
+                self._put_back(rounds[-1])
                 done = self._round(number, rounds[-1])
                 self._share(done)
-            elif number == plan.rounds:
+            elif not self._put_back(done) and number == plan.rounds:
                 self._share(done)  # for nodes that were away
             rounds.append(done)
         return rounds
+
+    def _put_back(self, done: DoneRound) -> bool:
+        """Record and share a round again that the chain has forgotten; whether it had."""
+        if not self._closing(done.number).record_again(done):
+            return False
+        self._talk = self._new_talk()  # nodes that keep its student need the receipts of now
+        self._share(done)
+        return True
 
     def _begin(self) -> DoneRound:
         """Release the start student, or find it released."""
@@ -152,10 +163,16 @@ class FederationRun:
         archive.require_unrevoked(before.number)
         self._store.begin_round(plan.run_id, number)
         decision = archive.place(number).decision() or self._collect(number, before)
-        closing = RoundClosing(
-            archive, plan, number, interruptible=self._interruptible, clock=self._clock
+        return self._closing(number).close(decision, before.release)
+
+    def _closing(self, number: int) -> RoundClosing:
+        return RoundClosing(
+            self._archive,
+            self._plan,
+            number,
+            interruptible=self._interruptible,
+            clock=self._clock,
         )
-        return closing.close(decision, before.release)
 
     def _collect(self, number: int, before: DoneRound) -> Decision:
         """Gather releases, and decide which are merged."""

@@ -159,8 +159,27 @@ class ReleasePress:
                 deadline=self._now() + SECONDS_TO_DEADLINE,
             )
             path = build_release(place.path, draft, self.keys)
-        self._record(path, commitment)
+        self.record(path)
         return path
+
+    def record(self, path: Path) -> None:
+        """Record a signed release of ours, and note in its receipt where; safe to repeat.
+
+        Raises:
+            CannotCheck, KeyOrSignatureError, Stopped: As `RegistryClient.await_record`.
+            ResourceExhausted: If the receipt cannot be written.
+        """
+        receipt, state = read_receipt(path), self.client.state
+        commitment = receipt.record.teacher_commitment
+        identity = state.node(self.keys.address).identity
+        if not state.teacher_committed_at(commitment, identity):
+            deadline = state.head("latest").timestamp + SECONDS_TO_DEADLINE
+            message = TeacherMessage(commitment, self.keys.address, deadline)
+            self.client.commit_teacher(message, self.keys.sign(message, self.domain))
+        place = self.client.await_record(receipt.record, receipt.signature)
+        complete = replace(receipt, inclusion=Inclusion(place.transaction, place.block, None))
+        if complete != receipt:
+            replace_receipt(path, complete)
 
     def _signed_before(
         self, place: RoundFolder, model: Model, parents: Mapping[bytes, bytes], commitment: bytes
@@ -180,18 +199,6 @@ class ReleasePress:
         if receipt.inclusion is not None or self.client.state.is_registered(receipt.record_id()):
             return True
         return self._now() < receipt.record.deadline - SECONDS_TO_SPARE
-
-    def _record(self, path: Path, commitment: bytes) -> None:
-        receipt, state = read_receipt(path), self.client.state
-        identity = state.node(self.keys.address).identity
-        if not state.teacher_committed_at(commitment, identity):
-            deadline = state.head("latest").timestamp + SECONDS_TO_DEADLINE
-            message = TeacherMessage(commitment, self.keys.address, deadline)
-            self.client.commit_teacher(message, self.keys.sign(message, self.domain))
-        place = self.client.await_record(receipt.record, receipt.signature)
-        complete = replace(receipt, inclusion=Inclusion(place.transaction, place.block, None))
-        if complete != receipt:
-            replace_receipt(path, complete)
 
     def _now(self) -> int:
         return max(int(time.time()), self.client.state.head("latest").timestamp)

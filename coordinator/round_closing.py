@@ -6,7 +6,7 @@ Each step finds what an earlier attempt left: merge; commit the round's root and
 its proof; verify every parent fully; sign and register the merged student, and verify it as a node
 will. A parent that is revoked on the way is left out, and the others are merged again, as long as
 they are a quorum. The root, once sent, holds it for ever: that it was committed is true, that it
-counts is not.
+counts is not. A chain may forget its last blocks: `record_again` puts a closed round back.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from coordinator.run_plan import RunPlan
 from coordinator.store import RoundState
 from genkd.card import ModelCard
 from genkd.console import say
-from genkd.errors import ConfigurationError, InputFileRefused, Stopped
+from genkd.errors import ConfigurationError, InputFileRefused, Stopped, VerificationFailed
 from genkd.provenance.merkle import MerkleTree
 from genkd.provenance.release import SIZE_LIMITS, read_bounded, read_receipt
 from genkd.provenance.statement import STUDENT_NAME
@@ -86,7 +86,9 @@ class RoundClosing:
             merged = decision.parents
             valid = self._in_order(decision)  # merging may have taken hours
             if valid.parents == merged:
-                valid = self._all_verified(self._commit(valid, model))
+                number, run_id = self._number, self._archive.run_id
+                aggregate = self._archive.press.file_hash(model.data, run_id, number)
+                valid = self._all_verified(self._commit(valid, aggregate))
             if valid.parents == merged:
                 decision = valid
                 path = self._release(decision, model)
@@ -101,6 +103,36 @@ class RoundClosing:
         done = DoneRound(self._number, path, record_id, len(decision.parents))
         self._archive.note(done)
         return done
+
+    def record_again(self, done: DoneRound) -> bool:
+        """Put a closed round back on a chain that has forgotten it: same bytes, same signatures.
+
+        A chain that is killed loses what it had not written; a public one reorganises, and may
+        hold the same transactions in other blocks than the receipts name.
+
+        Returns:
+            Whether there was anything to do. Nodes then need the receipts of now.
+
+        Raises:
+            VerificationFailed: If it would not be in order now, as when a deadline has passed.
+            ConfigurationError: If the registry holds a root that this folder did not send.
+            CannotCheck, Stopped: If the chain does not answer or confirm.
+        """
+        decision = self._place.decision()
+        if decision is None or self._archive.stands(done, decision):
+            return False
+        self._say("the chain has forgotten it, or moved it to other blocks: recording it again")
+        try:
+            self._commit(decision, read_receipt(done.release).record.file_hash)
+            self._archive.press.record(done.release)
+            self._archive.verify(done.release, self._number).require()
+        except VerificationFailed as error:
+            raise VerificationFailed(
+                f"round {self._number} was shared, and the chain has forgotten it: {error.message}",
+                hint="what a node lacks there it publishes again, then repeat the same command; "
+                f"or open another run with --student {done.release / STUDENT_NAME}",
+            ) from error
+        return True
 
     # ------------------------------------------------------------------ which are merged
 
@@ -170,7 +202,7 @@ class RoundClosing:
         data = read_bounded(merged.student, SIZE_LIMITS[STUDENT_NAME])
         return Model(data, merged.recipe, merged.evaluation)
 
-    def _commit(self, decision: Decision, model: Model) -> Decision:
+    def _commit(self, decision: Decision, aggregate: bytes) -> Decision:
         """Record the round's releases by one root, and write each its proof."""
         run_id = self._archive.run_id
         on_chain = self._client.state.round(run_id, self._number)
@@ -186,7 +218,6 @@ class RoundClosing:
                 f"the registry holds a root of round {self._number} that this folder did not send",
                 hint="another folder ran this round with the same keys: go on there",
             )
-        aggregate = self._archive.press.file_hash(model.data, run_id, self._number)
         paths = [self._archive.path_of(one) for one in leaves]
         done = commit_round(self._client, paths, run_id, self._number, aggregate)
         if not on_chain.recorded_at:

@@ -13,11 +13,11 @@ from contracts.registry import RegistryClient
 from coordinator.conversation import Handout
 from coordinator.intake import RELEASES
 from coordinator.merged_release import ReleasePress
-from coordinator.round_folder import RoundFolder, folder_of_round
+from coordinator.round_folder import Decision, RoundFolder, folder_of_round
 from coordinator.store import RoundState, Store
 from genkd.errors import CannotCheck, InputFileRefused, VerificationFailed
 from genkd.provenance import Policy, verify
-from genkd.provenance.record_checks import ask_about, require_not_revoked
+from genkd.provenance.record_checks import ask_about, require_confirmed, require_not_revoked
 from genkd.provenance.release import (
     RECEIPT_NAME,
     SIZE_LIMITS,
@@ -99,6 +99,28 @@ class RunArchive:
             chain=self.client.state,
             parents_in=[folder_of_round(self.folder / RELEASES, self.run_id, number)],
         )
+
+    def stands(self, done: DoneRound, decision: Decision) -> bool:
+        """Whether the chain holds a round, confirmed and where its receipts say.
+
+        Raises:
+            CannotCheck: If the chain does not answer.
+            InputFileRefused: If a release is gone.
+        """
+        members = [read_receipt(self.path_of(one)) for one in decision.parents]
+        places = {
+            one.inclusion and (one.inclusion.transaction, one.inclusion.block) for one in members
+        }
+        if None in places or len(places) > 1:  # killed while it wrote them
+            return False
+        state = self.client.state
+        try:
+            for receipt in (*members[:1], read_receipt(done.release)):
+                answer = ask_about(state, receipt, receipt.record_id())
+                require_confirmed(state, answer, receipt)
+        except (VerificationFailed, Unmade):
+            return False
+        return True
 
     def require_unrevoked(self, number: int) -> None:
         """Ask the registry about every student that round `number` descends from.

@@ -142,13 +142,16 @@ def keep(
             with _staging(target.parent) as staging:
                 own = _own_receipt(share, staging, policy, domain, registry)
                 kept = _kept(target, release, share)
-                if kept != share.files[RECEIPT_NAME]:
+                moved = [] if kept is None else _moved(target / PARENTS_FOLDER, share)
+                if moved or kept != share.files[RECEIPT_NAME]:
                     _stage(staging, release.name, share, policy, domain, registry)
                 if kept is None:
                     staging.chmod(0o755)
                     os.rename(staging, target)
                     flush_folder(target.parent)
-                elif kept != share.files[RECEIPT_NAME]:  # the chain reorganised
+                for path, data in moved:
+                    atomic_write(path, data)
+                if kept not in (None, share.files[RECEIPT_NAME]):  # the chain reorganised
                     replace_receipt(release, receipt)
             if own is not None:
                 replace_receipt(*own)
@@ -201,6 +204,12 @@ def _kept(target: Path, release: Path, share: ShareRequest) -> bytes | None:
     if (kept.student, kept.statement, kept.bundle) != sent:
         raise _damaged(target)
     return kept.receipt
+
+
+def _moved(parents: Path, share: ShareRequest) -> list[tuple[Path, bytes]]:
+    """The parents' receipts that differ from those that are kept: they name other blocks now."""
+    sent = [(parents / receipt_file_name(one), data) for one, data in share.parents.items()]
+    return [(path, data) for path, data in sent if not path.is_file() or path.read_bytes() != data]
 
 
 def _stage(

@@ -22,6 +22,8 @@ from genkd.errors import (
     ResourceExhausted,
     VerificationFailed,
 )
+from genkd.provenance import Policy as Trust
+from genkd.provenance import verify
 from genkd.provenance.receipt import Inclusion, Receipt
 from genkd.provenance.record import Revocation, RevocationReason, run_id_of
 from genkd.provenance.typed_data import Domain
@@ -424,6 +426,9 @@ def test_after_a_reorganisation_the_new_place_on_the_chain_is_taken_over(played:
     assert played.keep(played.share()) == kept
     assert receipt_of(kept) == receipt_of(played.merged)
     assert receipt_of(played.releases[0]) == played.complete[0]
+    registry = members.chain
+    verification = verify(kept, policy=Trust(registry.domain), chain=registry)
+    assert verification.summary == "valid"  # so its parents' receipts name the new place, too
 
 
 # ------------------------------------------------------------------ kills, full disks, two at once
