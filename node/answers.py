@@ -49,7 +49,8 @@ class Answer:
         kind: `collect` or `share`.
         run_id: The run that was asked about, 32 bytes.
         round: The round.
-        record_id: Of the release that went out or was kept; empty if there was none.
+        record_id: Of the release that went out, was kept, or did not go out because the
+            coordinator refuses it; empty if there was none.
         sent_bytes: The size of the release that went out; 0 if none did.
         outcome: One line: what was answered.
         at: Unix seconds of the last time.
@@ -146,6 +147,27 @@ class AnswerLog:
                 (count,),
             ).fetchall()
         return [Answer(*row) for row in rows]
+
+    def refusal(self, run_id: bytes, round_number: int) -> Answer | None:
+        """What was noted of a refused release, if nothing was given out in the round since.
+
+        An answer with a record and no bytes: the release was there, and the coordinator had said
+        that it does not take it.
+
+        Raises:
+            ConfigurationError, ResourceExhausted: As `recent`.
+        """
+        if not self.path.exists():
+            return None
+        with self._writing() as database:
+            row = database.execute(
+                f"SELECT {COLUMNS}, at, times FROM answers"  # noqa: S608
+                " WHERE kind = 'collect' AND run = ? AND round = ? AND length(record) > 0"
+                " ORDER BY id DESC LIMIT 1",
+                (run_id, round_number),
+            ).fetchone()
+        found = None if row is None else Answer(*row)
+        return found if found is not None and found.sent_bytes == 0 else None
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:

@@ -16,7 +16,14 @@ import typer
 import typer.core
 
 from genkd import __version__, console
-from node import distill_command, join_command, key_commands, model_commands, provenance_commands
+from node import (
+    distill_command,
+    join_command,
+    key_commands,
+    model_commands,
+    provenance_commands,
+    status_command,
+)
 
 # Plain help: narrow terminals keep all of it, and nothing more is imported to show it. Without the
 # first line, typer 0.20 escapes "[required]" for rich even where rich is not asked to print it.
@@ -35,6 +42,7 @@ app.add_typer(model_commands.app)
 app.add_typer(key_commands.app)
 app.add_typer(provenance_commands.app)
 app.add_typer(join_command.app)
+app.add_typer(status_command.app)
 
 
 def _show_version(wanted: bool) -> None:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from contracts.app_bundle import app_bundle_sha256
 from contracts.enrolment import FederationCard, JoinAnswer
+from genkd.card import InputCard, ModelCard, ModelSpec, card_to_json
 from genkd.errors import CoordinatorUnreachable
 from genkd.provenance.keys import KeyFolder
 from genkd.provenance.record import run_id_of
+from genkd.weights import write_model
 from node import enrolment, join_command, supernode
 from node.answers import Answer, AnswerLog
 from node.cli import main
@@ -363,6 +366,41 @@ def test_the_commands_shown_survive_a_shell(
     _, publish = status_of(capsys)["runs"][0]["next"]
     words = shlex.split(publish)
     assert words[words.index("--round") - 1].removeprefix("--run=") == run
+
+
+def test_status_names_the_shared_students_architecture(
+    coordinator: Coordinator, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*ASK, "--run", "spring"]) == 0
+    release = share(home / "membership", "spring", 0)
+    card = ModelCard(ModelSpec("resnet8-half", 2, 1), InputCard(8, 8, 1, (0.5,), (0.25,)), None, "")
+    write_model(
+        release / "student.safetensors", {"w": torch.zeros(1)}, {"v": 1, "card": card_to_json(card)}
+    )
+    coordinator.answers = [None]
+    distill, _ = status_of(capsys)["runs"][0]["next"]
+    assert "--teacher TEACHER --student resnet8-half --init-student" in distill
+
+
+def test_status_says_that_a_release_was_refused_until_another_went_out(
+    coordinator: Coordinator, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*ASK, "--run", "spring"]) == 0
+    log = AnswerLog(home / "membership")
+    given = Answer("collect", run_id_of("spring"), 1, b"1" * 32, 900, "given out")
+    log.note(given)
+    coordinator.answers = [None] * 3
+    assert status_of(capsys)["runs"][0]["refused"] is None
+    log.note(replace(given, sent_bytes=0, outcome="the coordinator refuses it: a value is NaN"))
+    refused = status_of(capsys)["runs"][0]["refused"]
+    assert (refused["round"], refused["record_id"]) == (1, "0x" + "31" * 32)
+    assert main(["status"]) == 0
+    said = capsys.readouterr().err
+    assert "refused    round 1: the coordinator refuses it: a value is NaN" in said
+    assert "publish again" in said
+    log.note(replace(given, record_id=b"2" * 32))
+    coordinator.answers = [None]
+    assert status_of(capsys)["runs"][0]["refused"] is None
 
 
 def test_status_shows_a_running_supernode(
