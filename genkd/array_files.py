@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ NPZ_NAMES = (
     ("test_images", "test_labels"),
     ("x", "y"),
 )
+Part = Literal["test", "train"]
 IDX_UNSIGNED_BYTE = 0x08
 # What zipfile, gzip, zlib, Pillow and numpy's parser of headers raise over a broken file.
 BROKEN_FILE = (
@@ -163,9 +164,10 @@ def _npy_header(member: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]
 # --- idx, the format of MNIST ---------------------------------------------------------------------
 
 
-def idx_images_in(folder: Path) -> list[Path]:
-    """The test images among the files of `folder`; the unpacked file first."""
-    found = [path for path in folder.glob("t10k-images*") if path.is_file()]
+def idx_images_in(folder: Path, part: Part = "test") -> list[Path]:
+    """The images of that part among the files of `folder`; the unpacked file first."""
+    prefix = "train" if part == "train" else "t10k"
+    found = [path for path in folder.glob(f"{prefix}-images*") if path.is_file()]
     return sorted(found, key=lambda path: (path.suffix == ".gz", path.name))
 
 

@@ -18,7 +18,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from genkd.dgm.pixel_energy import PixelEnergy, langevin_images
+from genkd.dgm.joint_energy import JointEnergy, langevin_images
 from genkd.energy import LatentEnergy
 from genkd.errors import ConfigurationError, InputFileRefused, ResourceExhausted
 from genkd.generative_card import (
@@ -75,7 +75,7 @@ class GenerativeModel(nn.Module):
         self._frozen = False
         self.decoder: Generator | None = None
         self.energy: LatentEnergy | None = None
-        self.pixel_energy: PixelEnergy | None = None
+        self.pixel_energy: JointEnergy | None = None
         # Without classes every image is of class 0, whose embedding says nothing.
         embeddings = torch.eye(card.num_classes) if card.num_classes else torch.zeros(1, 1)
         if card.family == "pixel-ebm":
@@ -194,12 +194,12 @@ class GenerativeModel(nn.Module):
         return labels
 
 
-def _pixel_energy(card: GenerativeCard, generator: torch.Generator) -> PixelEnergy:
+def _pixel_energy(card: GenerativeCard, generator: torch.Generator) -> JointEnergy:
     """Built with torch's own initial weights, seeded from `generator`."""
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return PixelEnergy(card.num_classes, *card.image_shape, card.base_channels)
+        return JointEnergy(card.num_classes, *card.image_shape, card.base_channels)
 
 
 def save_generative_model(path: str | os.PathLike[str], model: GenerativeModel) -> None:

@@ -5,7 +5,8 @@
     data = read_images("mnist/raw", card)       # idx files t10k-*, gzipped or not
     data = read_images("torchvision:CIFAR10:/data", card)   # already on disk; never downloaded
 
-This module is for `genkd.evaluate` alone: distilling never imports it, and a test holds it to that.
+This module is for evaluating, and for training a prior on public images (`genkd.dgm`, in its own
+process): distilling never imports it, and a test holds it to that.
 
 The images come back as the model's card wants them. What had to be done to them is told in
 `LabelledImages.notes`, never silently:
@@ -31,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genkd.array_files import (
+    Part,
     idx_images_in,
     read_idx_pair,
     read_npz,
@@ -96,36 +98,59 @@ def read_images(source: str | Path, card: ModelCard) -> LabelledImages:
 
 
 def _read(text: str, path: Path, card: ModelCard) -> LabelledImages:
-    if text.startswith("torchvision:"):
-        images, labels = _read_torchvision(text)
-    elif path.is_dir() and not idx_images_in(path):
+    if path.is_dir() and not idx_images_in(path):
         return _read_folder(path, card)
-    elif path.is_dir():
-        images, labels = read_idx_pair(idx_images_in(path)[0])
-    elif not path.exists():
+    images, labels = read_labelled_arrays(text)
+    return as_card_wants(images, labels, card, text)
+
+
+def read_labelled_arrays(source: str, part: Part = "test") -> tuple[NDArray[Any], NDArray[Any]]:
+    """The images and labels of an `.npz` file, idx files or a torchvision data set, as they are.
+
+    Args:
+        source: As for `read_images`, but no folder of class folders.
+        part: Which part of a data set of two.
+
+    Raises:
+        UsageError, InputFileRefused: As `read_images`.
+    """
+    path = Path(source)
+    if source.startswith("torchvision:"):
+        return _read_torchvision(source, part)
+    if path.is_dir():
+        return read_idx_pair(idx_images_in(path, part)[0])
+    if not path.exists():
         raise InputFileRefused(f"{path} does not exist", hint="check the path given as data")
-    elif not path.is_file():
+    if not path.is_file():
         raise InputFileRefused(f"{path} is not a file", hint="give a file or a folder as data")
-    elif path.suffix == ".npz":
-        images, labels = read_npz(path)
-    elif "images" in path.name:
-        images, labels = read_idx_pair(path)
-    else:
-        raise UsageError(
-            f"{path} is no kind of data that is known",
-            hint="give an .npz file, a folder of class folders, idx files (t10k-images-idx3-ubyte),"
-            " or torchvision:NAME:FOLDER",
-        )
-    return _as_card_wants(images, labels, card, text)
+    if path.suffix == ".npz":
+        return read_npz(path)
+    if "images" in path.name:
+        return read_idx_pair(path)
+    raise UsageError(
+        f"{path} is no kind of data that is known",
+        hint="give an .npz file, a folder of class folders, idx files (t10k-images-idx3-ubyte),"
+        " or torchvision:NAME:FOLDER",
+    )
 
 
 # --- What every format goes through ---------------------------------------------------------------
 
 
-def _as_card_wants(
+def as_card_wants(
     images: NDArray[Any], labels: NDArray[Any], card: ModelCard, where: str
 ) -> LabelledImages:
-    """Check the arrays against each other and the card, and fit the images to it."""
+    """Check the arrays against each other and the card, and fit the images to it.
+
+    Args:
+        images: What should be uint8 (N, H, W), (N, C, H, W) or (N, H, W, C).
+        labels: What should be integers (N,) or (N, 1).
+        card: Of the model that will see them.
+        where: How messages call the data.
+
+    Raises:
+        InputFileRefused: If they are not that.
+    """
     if images.dtype != np.uint8:
         raise InputFileRefused(
             f"{where}: the images are {images.dtype}, not uint8",
@@ -258,8 +283,8 @@ def _few(notes: Sequence[str] | dict[str, None]) -> tuple[str, ...]:
 # --- torchvision ----------------------------------------------------------------------------------
 
 
-def _read_torchvision(source: str) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The test part of `torchvision:NAME:FOLDER`, FOLDER being torchvision's `root`."""
+def _read_torchvision(source: str, part: Part) -> tuple[NDArray[Any], NDArray[Any]]:
+    """A part of `torchvision:NAME:FOLDER`, FOLDER being torchvision's `root`."""
     _, name, folder = (*source.split(":", 2), "", "")[:3]
     folder = os.path.expanduser(folder)  # the shell expands ~ only at the start of a word
     if name not in TORCHVISION_NAMES or not folder:
@@ -269,7 +294,7 @@ def _read_torchvision(source: str) -> tuple[NDArray[Any], NDArray[Any]]:
         )
     if name in ("MNIST", "FashionMNIST"):
         # idx files, which our own reader takes no chances with.
-        found = idx_images_in(Path(folder) / name / "raw")
+        found = idx_images_in(Path(folder) / name / "raw", part)
         if not found:
             raise _not_there(name, folder)
         return read_idx_pair(found[0])
@@ -279,7 +304,7 @@ def _read_torchvision(source: str) -> tuple[NDArray[Any], NDArray[Any]]:
         raise UsageError(
             "torchvision is not installed", hint="pip install 'genkd-node[distill]'"
         ) from error
-    split = {"split": "test"} if name == "SVHN" else {"train": False}
+    split = {"split": part} if name == "SVHN" else {"train": part == "train"}
     try:
         with warnings.catch_warnings():
             # The pickles of CIFAR are from 2009, and numpy says so.

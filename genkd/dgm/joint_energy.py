@@ -1,14 +1,15 @@
-"""The pixel-space energy-based model: a classifier whose logits are read as energies (JEM).
+"""The energy-based model of pixels: a classifier whose logits are read as energies (JEM).
 
     p(x, y)  is proportional to  exp f(x)[y]       over images x in [0, 1]
 
-    network = PixelEnergy(num_classes=10, channels=1, height=28, width=28, base_channels=32)
+    network = JointEnergy(num_classes=10, channels=1, height=28, width=28, base_channels=32)
     images = langevin_images(network, start, labels, generator, steps=20)
 
 Sources: "Your classifier is secretly an energy based model", Grathwohl et al. 2020
-(arXiv:1912.03263, eq. 5 and 6: the joint density, and log p(x) as the LogSumExp of the logits; the
-sign is ours, higher f = more likely); the clamped walk, Du and Mordatch 2019 (arXiv:1903.08689,
-section 3). Neither network has BatchNorm, which would let the images of a batch see each other.
+(arXiv:1912.03263, section 4: p(x, y) from the logits, log p(x) up to a constant as their
+LogSumExp; the sign is ours, higher f = more likely); the walk with more drift than noise, Du and
+Mordatch 2019 (arXiv:1903.08689, section 3). There is no BatchNorm, which would let the images of a
+batch see each other.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from torch import Tensor, nn
 from genkd.langevin import standard_normal
 
 COARSEST = 4  # the last feature map is at most this high and wide
-# As in JEM's published settings, whose images run from -1 to 1 in our [0, 1] units.
+# JEM's step of 1 and noise of 0.01 are for images from -1 to 1: a quarter and a half of them here.
 STEP_SIZE = 0.25
 NOISE = 0.005
-# A gradient longer than this in any pixel is cut: one exploding chain would tear the model along.
-MAX_GRADIENT = 0.05
+# A gradient that is larger in any pixel is cut: one exploding chain would tear the model along.
+MAX_GRADIENT = 0.2
 
 
-class PixelEnergy(nn.Module):
+class JointEnergy(nn.Module):
     """f(x): strided convolutions and SiLU to K logits; a single one without classes.
 
     Args:
@@ -45,8 +46,9 @@ class PixelEnergy(nn.Module):
         maps = base_channels
         while max(height, width) > COARSEST:
             wider = min(2 * maps, 4 * base_channels)
-            layers += [nn.Conv2d(maps, wider, 4, stride=2, padding=1), nn.SiLU()]
-            maps, height, width = wider, max(1, height // 2), max(1, width // 2)
+            # Three and not four pixels wide: a side of one pixel stays one.
+            layers += [nn.Conv2d(maps, wider, 3, stride=2, padding=1), nn.SiLU()]
+            maps, height, width = wider, (height + 1) // 2, (width + 1) // 2
         self.body = nn.Sequential(*layers)
         self.output = nn.Linear(maps * height * width, max(1, num_classes))
 
@@ -68,7 +70,7 @@ def langevin_images(
 ) -> Tensor:
     """Images after `steps` Langevin steps on f(x)[y], clamped to [0, 1] after each.
 
-    As all published pixel-space EBMs do, the noise is far below what the step size asks for, so
+    As in the published pixel-space EBMs, the noise is far below what the step size asks for, so
     this samples at a low temperature, from no density one could name.
 
     Args:
