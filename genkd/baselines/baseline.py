@@ -48,6 +48,7 @@ class Baseline(ABC):
         self.known = torch.tensor(teacher.known, device=device.torch)
         self.num_classes = teacher.card.spec.num_classes
         self.batch = recipe.batch
+        self.rounds = 0
         self.teacher_passes = 0
         self.statistics = BatchStatistics(teacher, momentum=recipe.statistics_momentum)
 
@@ -73,6 +74,7 @@ class Baseline(ABC):
         passes = self.teacher_passes
         with frozen(student):
             made, losses = self._make(student, steer)
+        self.rounds += 1
         self.statistics.update()
         images = quantise(made)
         with torch.no_grad():
@@ -114,6 +116,7 @@ class Baseline(ABC):
         """For a checkpoint; the random state is the caller's."""
         return {
             "batch": self.batch,
+            "rounds": self.rounds,
             "teacher_passes": self.teacher_passes,
             "statistics": self.statistics.state_dict(),
             **{name: part.state_dict() for name, part in self._remembered().items()},
@@ -129,7 +132,8 @@ class Baseline(ABC):
             raise InputFileRefused(
                 "the checkpoint is of another method", hint="start anew with --fresh"
             )
-        self.batch, self.teacher_passes = state["batch"], state["teacher_passes"]
+        self.batch, self.rounds = state["batch"], state["rounds"]
+        self.teacher_passes = state["teacher_passes"]
         self.statistics.load_state_dict(state["statistics"])
         for name, part in self._remembered().items():
             part.load_state_dict(state[name])

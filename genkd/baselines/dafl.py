@@ -2,17 +2,21 @@
 
 Chen et al. 2019, "Data-free learning of student networks" (arXiv:1904.01186), equations 1 to 6:
 
-    L = L_oh + alpha L_a + beta L_ie,    alpha = 0.1, beta = 5
+    L = L_oh + alpha L_a + beta L_ie,    alpha = 0.1, beta = 5 / ln 10
     L_oh = CE(T(x), argmax T(x))    L_a = -mean |f_T(x)|    L_ie = -H(mean_x softmax T(x))
 
 f_T is what the teacher's last layer sees. No label goes in: G(z), z ~ N(0, I) of 1,000 dimensions;
 no batch statistics, so BatchNorm is not needed.
 
-How we differ: |f_T| is the mean over features where the paper writes the norm, which grows with
-their number, and H has no 1 / K, as in the authors' experiments.
+As in the authors' code (https://github.com/huawei-noah/Efficient-Computing, DAFL-train.py) |f_T|
+is the mean over features where the paper writes the norm, and H has no 1 / K; its logarithms are
+decimal there, so that its weight of 5 is 5 / ln 10 in nats. How we differ: the generator does not
+also lower the student's distillation loss, as it does in their code.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +29,7 @@ from genkd.recipe import Recipe
 from genkd.teacher import Teacher
 
 ACTIVATION = 0.1  # alpha
-ENTROPY = 5.0  # beta
+ENTROPY = 5.0 / math.log(10)  # beta
 
 
 class Dafl(GeneratorBaseline):

@@ -6,13 +6,17 @@ Yin et al. 2020, "Dreaming to distill: data-free knowledge transfer via DeepInve
     CE(T(x), y) + a_tv R_TV(x) + a_l2 |x|_2 + a_bn r_BN(x)  [ + a_c (1 - JS(T(x), S(x))) ]
 
 with a fresh x ~ N(0, I) and balanced y for every batch. The bracket, adaptive DeepInversion, acts
-with `--set adversarial_weight=10` (the paper's a_c) and once the student is heeded. R_TV is the sum
-of the Euclidean norms of the image's differences with its right, lower and two diagonal neighbours.
+with `--set adversarial_weight=10` (our choice of a_c) and once the student is heeded. R_TV is the
+sum of the Euclidean norms of the image's differences with its right, lower and two diagonal
+neighbours.
 
-a_tv = 2.5e-5 and a_l2 = 3e-8 are the paper's for CIFAR-10, a_bn = 10 is one of those it tries; it
-takes 2,000 Adam steps of rate 0.1. How we differ: the norms are of each image, averaged over the
-batch; pixels stay within those an image in [0, 1] can have, since the bank stores only such; the
-images are not shifted and flipped. Without BatchNorm in the teacher what remains is DeepDream.
+a_tv = 2.5e-5, a_bn = 10 and 2,000 Adam steps of rate 0.05 are "the parameters from the paper" of
+https://github.com/NVlabs/DeepInversion (cifar10/README.md and the defaults of its script); a_l2 is
+3e-8 as we remember the paper, and 0 in that script: neither changes an image visibly. How we
+differ: the norms are of each image, averaged over the batch; pixels stay within those an image in
+[0, 1] can have, since the bank stores only such; the images are not shifted and flipped; the last
+step's images are kept, not those of the lowest loss. Without BatchNorm in the teacher what remains
+is DeepDream.
 """
 
 from __future__ import annotations

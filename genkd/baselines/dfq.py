@@ -9,10 +9,10 @@ Choi et al. 2020, "Data-free network quantization with adversarial knowledge dis
 Images of one class each, of all classes together, with the statistics of the training data; the
 adversarial term acts after a warm-up of the generator, unmasked. z ~ N(0, I), no label goes in.
 
-How we differ: r_BN is the shared one where the paper takes the divergence of two Gaussians, all
-weights are 1 and stay so where the paper lets the weight of the constraints fall, and there is one
-generator and one student, of which the paper allows several. Without BatchNorm r_BN is zero and the
-rest remains.
+How we differ: r_BN is the shared one where the paper takes the divergence of two Gaussians; all
+weights are 1, our choice, and stay so where the paper lets the weight of the constraints fall; and
+there is one generator and one student, of which the paper allows several. Without BatchNorm r_BN is
+zero and the rest remains.
 """
 
 from __future__ import annotations

@@ -7,17 +7,19 @@ knowledge distillation" (arXiv:2310.00258), sections 3.2 and 3.3, equations 3 to
     min over G, Z of  a_oh CE(T, y) + a_bn r_BN - a_adv mean(mask KL(T || S))
 
 e_y is the embedding of the label's text, the same in every batch; one Z makes one image of each
-class (the paper's K-to-1 noisy layer), so a batch holds B / K of them, side by side. Weights as
-FastDFKD's for CIFAR-10, rate 4e-3, 30 steps.
+class (the paper's K-to-1 noisy layer), so a batch holds B / K of them, side by side. As in the
+authors' code (https://github.com/tmtuan1307/NAYER, datafree/synthesis/nayer.py and run/*.sh), Z's
+weights are drawn from N(0, 1), Adam starts anew with every batch, and G with every
+`generator_rounds` of them; weights as FastDFKD's, rate 4e-3, 30 steps for CIFAR-10.
 
 How we differ: without a file of text embeddings the rows of the teacher's last layer, less what
 they have in common, stand in for them; BatchNorm of Z has no scale of its own, as the linear layer
-behind it has one. Without BatchNorm in the teacher r_BN is zero and the rest remains.
+behind it has one; the last step's images are kept, not those of the lowest loss. Without BatchNorm
+in the teacher r_BN is zero and the rest remains.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -69,48 +71,39 @@ class Nayer(Baseline):
             asked = embeddings[list(teacher.known)]
         self.inputs = normalise(asked).to(device.torch)  # (known, e)
         self.network = self._new_generator()
-        self.optimizer = torch.optim.Adam(
-            self.network.parameters(), lr=recipe.generator_rate, betas=ADAM_BETAS
-        )
 
     def _remembered(self) -> Mapping[str, nn.Module | torch.optim.Optimizer]:
-        return {"generator": self.network, "optimizer": self.optimizer}
+        return {"generator": self.network}
 
     def _make(self, student: nn.Module, steer: bool) -> tuple[Tensor, Losses]:
+        if self.recipe.generator_rounds and self.rounds % self.recipe.generator_rounds == 0:
+            self.network.reinitialise(self.random)
         labels = self._labels()
         layers = self._noisy_layers()
         row = torch.searchsorted(self.known, labels)  # `known` is sorted
         # The n-th image of a class comes from the n-th layer.
         same = labels.unsqueeze(0) == labels.unsqueeze(1)
         layer = same.tril(-1).sum(1)
-        noisy = torch.optim.Adam(layers, lr=self.recipe.generator_rate, betas=ADAM_BETAS)
+        optimizer = torch.optim.Adam(
+            [*self.network.parameters(), *layers], lr=self.recipe.generator_rate, betas=ADAM_BETAS
+        )
         losses: Losses = {}
         self.network.train()
         for _ in range(self.recipe.generator_steps):
             images = self._draw(self.network, apply_layers(*layers, self.inputs)[layer, row])
             objective, losses = inversion_losses(self, images, labels, student, steer)
-            for optimizer in (self.optimizer, noisy):
-                optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=True)
             objective.backward()  # type: ignore[no-untyped-call]
-            for optimizer in (self.optimizer, noisy):
-                optimizer.step()
+            optimizer.step()
             losses = {**losses, "objective": objective}
         with torch.no_grad():
             return self._draw(self.network, apply_layers(*layers, self.inputs)[layer, row]), losses
 
     def _noisy_layers(self) -> tuple[Tensor, Tensor]:
-        """Weights (L, e, d) and biases (L, d) by PyTorch's rule for linear layers, L = B / K."""
-        count = -(-self.batch // len(self.known))
-        length, on = self.inputs.shape[1], self.device.torch
-        bound = 1 / math.sqrt(length)
-        weight, bias = (
-            ((2 * torch.rand(shape, generator=self.random, device=on) - 1) * bound)
-            for shape in (
-                (count, length, self.recipe.latent_dim),
-                (count, self.recipe.latent_dim),
-            )
-        )
-        return weight.requires_grad_(), bias.requires_grad_()
+        """Weights (L, e, d) from N(0, 1) and biases (L, d) of zero, L = B / K."""
+        count, latent_dim = -(-self.batch // len(self.known)), self.recipe.latent_dim
+        weight = self._noise(count, self.inputs.shape[1], latent_dim)
+        return weight.requires_grad_(), weight.new_zeros(count, latent_dim).requires_grad_()
 
 
 def apply_layers(weight: Tensor, bias: Tensor, inputs: Tensor) -> Tensor:

@@ -129,6 +129,21 @@ def test_a_study_key_goes_only_where_it_is_read() -> None:
     assert trials.overrides_of({"oracle": "scratch"}, shared) == (("oracle", "scratch"),)
 
 
+@pytest.mark.parametrize("preset", list(trials.PAIRS))
+@pytest.mark.parametrize("method", compare.METHODS)
+def test_a_methods_sizes_are_the_presets_unless_the_user_gives_them(
+    method: str, preset: str
+) -> None:
+    recipe = find_recipe("standard", dict(compare.overrides(method, preset, {})))
+    own = compare.OF_METHOD[preset].get(method, {})
+    for key, value in own.items():
+        assert getattr(recipe, key) == int(value), key
+    if method not in ("noise", "deepinversion"):
+        assert recipe.generator_channels == {"small": 16, "paper": 64}[preset]
+    given = dict(compare.overrides(method, preset, {key: "7" for key in own} | {"batch": "64"}))
+    assert given == given | {key: "7" for key in own} | {"batch": "64"}
+
+
 def test_budgets_of_the_presets_are_budgets() -> None:
     for texts in compare.BUDGETS.values():
         assert all(Budget.parse(text).amount > 0 for text in texts)

@@ -119,7 +119,7 @@ def test_noise_keeps_an_even_share_of_each_class(tiny_teacher: Path) -> None:
 WEIGHTS = {
     "noise": {"statistics": 1.0},
     "deepinversion": {"statistics": 10.0, "label": 1.0, "image_prior": 1.0, "competition": 10.0},
-    "dafl": {"label": 1.0, "activation": 0.1, "entropy": 5.0},
+    "dafl": {"label": 1.0, "activation": 0.1, "entropy": 5.0 / math.log(10)},
     "dfad": {"adversarial": -1.0},
     "zskt": {"adversarial": -1.0},
     "dfq": {
