@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from genkd.console import Answer, AsJson, printable, say
+from genkd.console import Answer, AsJson, say
 from genkd.errors import (
     ConfigurationError,
     CoordinatorUnreachable,
-    RefusedByPolicy,
     Stopped,
     UsageError,
 )
