@@ -42,7 +42,7 @@ def describe_format(beginning: bytes) -> tuple[str, str]:
         return "is a tar archive", "unpack it first, then give the .safetensors file in it"
     # An ONNX file is a protobuf that begins with field 1 (ir_version), then a string field.
     if beginning[:1] == b"\x08" and beginning[2:3] in (b"\x12", b"\x1a", b"\x3a"):
-        return "is an ONNX model", CONVERT
+        return "is an ONNX model", "call it .onnx to use it as a black box, or " + CONVERT
     if len(beginning) < 9:
         return "is too short to be a model", "copy or download the file again"
     return "is not a safetensors file", CONVERT

@@ -18,8 +18,22 @@ from genkd.card import INPUT_FLAGS, InputCard, ModelSpec
 from genkd.digest import sha256_file
 from genkd.errors import GenKDError
 from genkd.fingerprint import find_architectures, shapes_in_file
+from genkd.onnx_file import (
+    OnnxFile,
+    is_onnx,
+    read_onnx,
+    refuse_architecture,
+    require_same,
+    size_flags,
+)
 from genkd.safetensors_header import TEACHER_FILE, Header, read_header
-from genkd.teacher_spec import TeacherSpec, find_spec, model_spec, resolve_card
+from genkd.teacher_spec import (
+    TeacherSpec,
+    find_black_box_spec,
+    find_spec,
+    model_spec,
+    resolve_card,
+)
 from genkd.weights import check_finite
 
 SHOWN_METADATA = 200  # characters of a metadata value that are worth showing
@@ -94,6 +108,9 @@ def inspect_file(
         UsageError: If there is no architecture of that name.
     """
     path = Path(path)
+    if is_onnx(path):
+        refuse_architecture(path, architecture)
+        return _inspect_onnx(path, num_classes, input_card)
     header = read_header(path, TEACHER_FILE)
     check_finite(path, header)
     spec = find_spec(
@@ -119,6 +136,39 @@ def inspect_file(
         missing=_missing(spec, model),
         problem=_problem(spec, model, header),
     )
+
+
+def _inspect_onnx(path: Path, num_classes: int | None, input_card: InputCard | None) -> Inspection:
+    """An ONNX file is its own architecture; nothing in it is run."""
+    file = read_onnx(path)
+    spec = find_black_box_spec(path, file.card, num_classes=num_classes, input_card=input_card)
+    return Inspection(
+        path=file.source,
+        bytes=len(file.data),
+        sha256=file.sha256,
+        tensors=len(file.weights),
+        parameters=file.parameters,
+        dtypes=dict(Counter(weight.dtype for weight in file.weights)),
+        metadata={_shown(key): _shown(text) for key, text in file.metadata.items()},
+        architecture=spec.architecture or "onnx",
+        found_in=spec.found_in or "the file's graph",
+        num_classes=spec.num_classes or file.classes,
+        in_channels=spec.input.channels if spec.input else file.channels,
+        input=spec.input,
+        input_found_in=spec.input_found_in,
+        class_names=spec.class_names,
+        description=spec.description,
+        missing=() if spec.input else (size_flags(file),),
+        problem=_misfit(file, spec),
+    )
+
+
+def _misfit(file: OnnxFile, spec: TeacherSpec) -> str | None:
+    try:
+        require_same(file, spec.input, spec.num_classes)
+    except GenKDError as error:
+        return error.message
+    return None
 
 
 def _model(spec: TeacherSpec, header: Header) -> tuple[ModelSpec | None, str | None]:

@@ -26,6 +26,7 @@ from genkd.errors import ConfigurationError, InputFileRefused, ResourceExhausted
 from genkd.fingerprint import COUNTER, expected_of, require_match, shapes_in_file
 from genkd.inspection import Inspection, inspect_file
 from genkd.models import build_model
+from genkd.onnx_file import is_onnx, refuse_architecture
 from genkd.safetensors_header import TEACHER_FILE, Header, changed_while_reading, read_header
 from genkd.teacher_spec import TeacherSpec, find_spec, resolve_card, unknown_input
 from genkd.weights import LoadedTensors, read_tensors
@@ -60,10 +61,12 @@ class Teacher(nn.Module):
         known: As given.
         mean: float32 (1, C, 1, 1), in the units of [0, 1] images.
         std: float32 (1, C, 1, 1).
+        gives_gradients: Whether gradients flow through it; not through a black box.
     """
 
     mean: Tensor
     std: Tensor
+    gives_gradients = True
 
     def __init__(
         self,
@@ -151,6 +154,26 @@ class Teacher(nn.Module):
         card = replace(self.card, spec=spec, class_names=class_names)
         return type(self)(self.network, card, self.sha256, places=places)
 
+    @property
+    def members(self) -> tuple[Teacher, ...]:
+        """Itself: it is an ensemble of one."""
+        return (self,)
+
+    @property
+    def trust(self) -> Tensor:
+        """As of an ensemble: the share (1, K) of its word about each class."""
+        return torch.ones(1, self.card.spec.num_classes)
+
+    @property
+    def credited(self) -> tuple[int, ...]:
+        """Classes that who learns from it may claim to have learnt."""
+        return self.known
+
+    @property
+    def architecture(self) -> str:
+        """What network it is."""
+        return self.card.spec.architecture
+
     def batch_norms(self) -> list[nn.BatchNorm2d]:
         """The BatchNorm layers that kept statistics of the training data; empty if none did."""
         return [
@@ -169,10 +192,10 @@ def load_teacher(
     factory: str | None = None,
     allow_local_code: bool = False,
 ) -> Teacher:
-    """Load a person's own classifier from a safetensors file.
+    """Load a person's own classifier from a safetensors file, or from an ONNX file as a black box.
 
     Args:
-        path: The file.
+        path: The file; one that is called .onnx is a black box, see `genkd.onnx_teacher`.
         architecture: Its name, as in `genkd.card.ModelSpec`. None: as a card or config.json says.
         num_classes: K. None: as a card says, or as the file's last layer shows.
         input_card: The images it takes. None: as a card says.
@@ -192,6 +215,11 @@ def load_teacher(
         ResourceExhausted: If memory runs out.
     """
     path = Path(path)
+    if is_onnx(path):
+        from genkd.onnx_teacher import load_onnx_teacher
+
+        refuse_architecture(path, architecture, factory)
+        return load_onnx_teacher(path, num_classes=num_classes, input_card=input_card)
     header = read_header(path, TEACHER_FILE)
     try:
         if factory is not None:

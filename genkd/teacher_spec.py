@@ -10,7 +10,7 @@ file's names and shapes only lead to a proposal (`genkd.fingerprint`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from genkd.canonical import parse_json
@@ -84,15 +84,53 @@ def find_spec(
         found_in: str | None = COMMAND_LINE
     else:
         architecture, found_in = stated.architecture, stated.found_in
+    return _with_arguments(
+        replace(stated, architecture=architecture, found_in=found_in), num_classes, input_card
+    )
+
+
+def find_black_box_spec(
+    path: Path,
+    carried: ModelCard | None,
+    *,
+    num_classes: int | None = None,
+    input_card: InputCard | None = None,
+) -> TeacherSpec:
+    """As `find_spec`, of a file that is its own architecture (ONNX).
+
+    Args:
+        path: The file; its card may lie in FILE.json beside it.
+        carried: The card in its metadata. It counts before one beside the file: whoever wrote it
+            there put the normalisation into the graph too.
+        num_classes: What the command line says, if anything.
+        input_card: Likewise.
+
+    Raises:
+        InputFileRefused: If a card is there and not valid.
+        UsageError: If the command line says of its images something else than the carried card.
+    """
+    if carried is not None and input_card not in (None, carried.input):
+        raise UsageError(
+            f"{path.name} carries its card, and its normalisation too",
+            hint="leave out --input-size, --mean and --std",
+        )
+    if carried is not None:
+        stated = _of_card(carried, "the file's metadata")
+    else:
+        stated = _from_sidecar(path) or TeacherSpec()
+    return _with_arguments(stated, num_classes, input_card)
+
+
+def _with_arguments(
+    stated: TeacherSpec, num_classes: int | None, input_card: InputCard | None
+) -> TeacherSpec:
+    """What the command line says of classes and images counts before what files say."""
     keep_names = num_classes in (None, stated.num_classes)
-    return TeacherSpec(
-        architecture=architecture,
+    return replace(
+        stated,
         num_classes=num_classes if num_classes is not None else stated.num_classes,
-        in_channels=stated.in_channels,
         input=input_card or stated.input,
         class_names=stated.class_names if keep_names else None,
-        description=stated.description,
-        found_in=found_in,
         input_found_in="--input-size" if input_card else stated.input_found_in,
     )
 
