@@ -43,6 +43,8 @@ __all__ = [
 ]
 
 CARD_KEY = "generative_card"
+# A label beside d latents of deviation 1: with less, a decoder learns to read the class out of z.
+LABEL_WEIGHT = 4.0
 # Draws from the latent EBM start from N(0, I), draws from the pixel EBM from images it knows.
 LATENT_STEPS = LangevinSampler(steps=60, step_size=0.3)
 PIXEL_STEPS = 20
@@ -93,6 +95,7 @@ class GenerativeModel(nn.Module):
             height=card.height,
             width=card.width,
             base_channels=card.base_channels,
+            label_weight=LABEL_WEIGHT,
             generator=generator,
         )
         if card.family == "latent-ebm":

@@ -22,6 +22,7 @@ LIGHT_MODULES = (
     *("genkd", "genkd.errors", "genkd.digest", "genkd.durable", "genkd.card", "genkd.weights"),
     *("genkd.json_values", "genkd.run_directory", "genkd.event_log", "genkd.averaging"),
     *("coordinator.cli", "coordinator.superlink", "contracts.app_bundle"),
+    *("node.prior_cli", "genkd.generative_card"),
     *("node.cli", "genkd.console", "node.settings", "node.doctor", "genkd.layered_settings"),
 )
 
@@ -103,10 +104,17 @@ def test_nothing_imports_web3() -> None:
     assert offences(sources(*PACKAGES), "web3", "eth_account") == []
 
 
-def test_only_evaluation_reads_data_sets() -> None:
-    allowed = {"genkd.images", "genkd.evaluate", "node.evaluation"}
+def test_only_evaluation_and_priors_of_public_images_read_data_sets() -> None:
+    allowed = {"genkd.images", "genkd.evaluate", "node.evaluation", "genkd.dgm.public_images"}
     paths = [path for path in sources(*PACKAGES) if module_of(path) not in allowed]
     assert offences(paths, "genkd.images", "torchvision.datasets") == []
+
+
+def test_distilling_knows_no_public_images() -> None:
+    readers = ("genkd.dgm.public_images", "genkd.dgm.training")
+    allowed = {*readers, "node.prior_cli"}
+    paths = [path for path in sources(*PACKAGES) if module_of(path) not in allowed]
+    assert offences(paths, *readers) == []
 
 
 def test_no_module_is_a_drawer_without_a_noun() -> None:

@@ -44,6 +44,12 @@ class PublicImages:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
     def sha256(self) -> str:
         """Hex digest of the images and labels as they are used."""
         digest = hashlib.sha256(repr((self.images.shape, self.num_classes)).encode())

@@ -192,9 +192,9 @@ def train_prior(
 
 
 def _check(card: GenerativeCard, data: PublicImages, budget: Budget, checkpoints: int) -> None:
-    if card.image_shape != data.images.shape[1:] or card.num_classes != data.num_classes:
+    if card.image_shape != data.image_shape or card.num_classes != data.num_classes:
         raise UsageError(
-            f"the images are {data.images.shape[1:]} of {data.num_classes} classes, the model's "
+            f"the images are {data.image_shape} of {data.num_classes} classes, the model's "
             f"are {card.image_shape} of {card.num_classes}",
             hint="take the card's sizes from the images",
         )
