@@ -199,7 +199,8 @@ def lineage(
     genkd-node lineage student-0x... --svg lineage.svg
     """  # noqa: D301
     from genkd.durable import atomic_write
-    from genkd.provenance.lineage import lineage_of, render_svg, render_text
+    from genkd.provenance.lineage import lineage_of, render_text
+    from genkd.provenance.lineage_picture import render_svg
 
     verification = _verify(path, rpc, registry, chain_id, confirmations, None, parents_in)
     tree = lineage_of(verification)

@@ -3,13 +3,13 @@
     tree = lineage_of(verify(path, policy=policy, chain=reader))
     print(render_text(tree))
 
-A student that several others were made from is shown in full once and named afterwards.
+A student that several others were made from is shown in full once and named afterwards. The
+picture is drawn by `lineage_picture`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from html import escape
 
 from genkd.provenance.record import StudentRecord
 from genkd.provenance.record_checks import as_time
@@ -19,14 +19,6 @@ from genkd.provenance.verification import Parent, ParentReceipt, Status, Verific
 # States besides those of `Status`: the registry holds the record but the file is not at hand; or
 # nothing is known; or the student was shown above.
 RECORDED, UNKNOWN, ABOVE = "recorded", "unknown", "above"
-COLOURS = {
-    Status.VALID.value: "#1a7f37",
-    RECORDED: "#1a7f37",
-    Status.NOT_VALID.value: "#cf222e",
-    Status.CANNOT_CHECK.value: "#9a6700",
-    UNKNOWN: "#9a6700",
-    ABOVE: "#57606a",
-}
 
 
 @dataclass(frozen=True)
@@ -39,6 +31,8 @@ class Lineage:
         detail: The answer in one line.
         node: The node's address, empty when unknown.
         round: The round, None when unknown.
+        run_id: The run, `0x...`, empty when unknown.
+        recorded_at: Unix second at which the registry recorded it, 0 when unknown.
         parents: The students it was made from.
     """
 
@@ -47,6 +41,8 @@ class Lineage:
     detail: str
     node: str = ""
     round: int | None = None
+    run_id: str = ""
+    recorded_at: int = 0
     parents: tuple[Lineage, ...] = ()
 
     def to_json(self) -> dict[str, object]:
@@ -57,6 +53,8 @@ class Lineage:
             "detail": self.detail,
             "node": self.node or None,
             "round": self.round,
+            "runId": self.run_id or None,
+            "recordedAt": self.recorded_at or None,
             "parents": [parent.to_json() for parent in self.parents],
         }
 
@@ -80,6 +78,8 @@ def _of_release(verification: Verification, shown: set[str]) -> Lineage:
         verification.summary,
         "" if record is None else record.node,
         None if record is None else record.round,
+        "" if record is None else to_hex(record.run_id),
+        verification.recorded_at,
         tuple(_of_parent(parent, shown) for parent in verification.parents),
     )
 
@@ -99,15 +99,17 @@ def _of_parent(parent: Parent, shown: set[str]) -> Lineage:
             RECORDED,
             f"recorded {as_time(parent.entry.recorded_at)}, its file is not at hand",
         )
-    return Lineage(record_id, state, detail, parent.entry.node)
+    recorded_at = parent.entry.recorded_at
+    return Lineage(record_id, state, detail, parent.entry.node, recorded_at=recorded_at)
 
 
 def _of_receipt(record_id: str, found: ParentReceipt) -> Lineage:
     state = RECORDED if found.status is Status.VALID else found.status.value
     if found.receipt is None:
         return Lineage(record_id, state, found.detail)
-    record = found.receipt.record
-    return Lineage(record_id, state, found.detail, record.node, record.round)
+    record, run_id = found.receipt.record, to_hex(found.receipt.record.run_id)
+    known = (record.node, record.round, run_id, found.recorded_at)
+    return Lineage(record_id, state, found.detail, *known)
 
 
 def _label(one: Lineage) -> str:
@@ -129,64 +131,3 @@ def render_text(tree: Lineage) -> str:
 
     walk(tree, "", "")
     return "\n".join(lines)
-
-
-BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, MARGIN = 260, 44, 60, 14, 12
-
-
-def render_svg(tree: Lineage) -> str:
-    """The tree as a picture, the student on the left, without scripts or outside references."""
-    boxes: list[tuple[int, float, Lineage]] = []
-    edges: list[tuple[int, float, float]] = []
-    rows = 0
-
-    def place(one: Lineage, column: int) -> float:
-        """The row of a student: the middle of its parents' rows, or the next free one."""
-        nonlocal rows
-        below = [place(parent, column + 1) for parent in one.parents]
-        if below:
-            row = (below[0] + below[-1]) / 2
-        else:
-            row = float(rows)
-            rows += 1
-        boxes.append((column, row, one))
-        edges.extend((column, row, parent_row) for parent_row in below)
-        return row
-
-    place(tree, 0)
-    columns = max(column for column, _, _ in boxes) + 1
-    width = 2 * MARGIN + columns * BOX_WIDTH + (columns - 1) * GAP_X
-    height = 2 * MARGIN + rows * (BOX_HEIGHT + GAP_Y) - GAP_Y
-
-    def left(column: int) -> int:
-        return MARGIN + column * (BOX_WIDTH + GAP_X)
-
-    def top(row: float) -> float:
-        return MARGIN + row * (BOX_HEIGHT + GAP_Y)
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-        f'viewBox="0 0 {width} {height}" font-family="monospace" font-size="12">'
-    ]
-    for column, row, parent_row in edges:
-        x, y = left(column) + BOX_WIDTH, top(row) + BOX_HEIGHT / 2
-        end = top(parent_row) + BOX_HEIGHT / 2
-        parts.append(
-            f'<path d="M{x} {y:g} C{x + GAP_X / 2:g} {y:g} {x + GAP_X / 2:g} {end:g} '
-            f'{x + GAP_X} {end:g}" fill="none" stroke="#8c959f"/>'
-        )
-    for column, row, one in boxes:
-        parts.append(_box(left(column), top(row), one))
-    return "\n".join([*parts, "</svg>", ""])
-
-
-def _box(x: float, y: float, one: Lineage) -> str:
-    colour = COLOURS[one.state]
-    state = one.state.replace("_", " ")
-    return (
-        f"<g><title>{escape(one.record_id)} {escape(one.node)}: {escape(one.detail)}</title>"
-        f'<rect x="{x:g}" y="{y:g}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="6" '
-        f'fill="#ffffff" stroke="{colour}" stroke-width="2"/>'
-        f'<text x="{x + 10:g}" y="{y + 18:g}">{escape(_label(one))}</text>'
-        f'<text x="{x + 10:g}" y="{y + 35:g}" fill="{colour}">{escape(state)}</text></g>'
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 
 from genkd.provenance import verifier as verifier_module
 from genkd.provenance import verify
-from genkd.provenance.lineage import Lineage, lineage_of, render_svg, render_text
+from genkd.provenance.lineage import Lineage, lineage_of, render_text
+from genkd.provenance.lineage_picture import render_svg
 from genkd.provenance.verification import Status
 
 Workshop = Any  # conftest.Workshop
@@ -91,6 +93,58 @@ def test_the_picture_is_well_formed_and_has_no_scripts(workshop: Workshop) -> No
     root = ElementTree.fromstring(render_svg(tree))  # noqa: S314 - our own text
     tags = {element.tag.rpartition("}")[2] for element in root.iter()}
     assert tags <= {"svg", "g", "title", "rect", "text", "path"}
+
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def boxes_of(tree: Lineage) -> dict[str, tuple[float, float, list[str]]]:
+    """What the picture shows, by the record id in the box's title: its corner and its lines."""
+    root = ElementTree.fromstring(render_svg(tree))  # noqa: S314 - our own text
+    found = {}
+    for box in root.iter(f"{SVG}g"):
+        title, rect = box.find(f"{SVG}title"), box.find(f"{SVG}rect")
+        assert title is not None
+        assert title.text is not None
+        assert rect is not None
+        record_id = title.text.split()[0]
+        assert record_id not in found, "drawn twice"
+        words = [one.text or "" for one in box.iter(f"{SVG}text")]
+        found[record_id] = (float(rect.attrib["x"]), float(rect.attrib["y"]), words)
+    return found
+
+
+def test_each_box_says_who_when_and_whether_it_is_valid(workshop: Workshop) -> None:
+    parent, absent = workshop.publish(), workshop.publish(workshop.other)
+    child = child_of(workshop, parent, absent)
+    shutil.rmtree(absent)
+    tree = tree_of(workshop, child)
+    boxes = boxes_of(tree)
+    assert len(boxes) == 3
+    for one in (tree, *tree.parents):
+        text = "\n".join(boxes[one.record_id][2])
+        assert f"{one.node[:6]}…{one.node[-4:]}" in text
+        assert time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(one.recorded_at)) in text
+        assert ("recorded, file" if one.state == "recorded" else one.state) in text
+    record = workshop.receipt(child).record
+    assert f"round {record.round}" in boxes[tree.record_id][2][0]
+    run_id = f"0x{record.run_id.hex()}"
+    assert f"run {run_id[:6]}…{run_id[-4:]}" in boxes[tree.record_id][2][1]
+
+
+def test_a_shared_ancestor_is_drawn_once_to_the_right_of_all_its_children(
+    workshop: Workshop,
+) -> None:
+    root = workshop.publish()
+    left = child_of(workshop, root)
+    right = child_of(workshop, left, root)
+    tree = tree_of(workshop, child_of(workshop, left, right, root))
+    boxes = boxes_of(tree)
+    assert len(boxes) == 4
+    x = {path: boxes[f"0x{workshop.receipt(path).record_id().hex()}"][0] for path in (root, left)}
+    assert x[root] > x[left] > boxes[f"0x{workshop.receipt(right).record_id().hex()}"][0]
+    places = [(x, y) for x, y, _ in boxes.values()]
+    assert len(set(places)) == len(places)
 
 
 def test_a_release_that_cannot_be_read_has_a_tree_too(workshop: Workshop) -> None:

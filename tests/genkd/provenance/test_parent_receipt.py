@@ -16,7 +16,8 @@ from genkd.errors import CannotCheck
 from genkd.provenance import verifier as verifier_module
 from genkd.provenance import verify
 from genkd.provenance.chain import Answer
-from genkd.provenance.lineage import lineage_of, render_svg, render_text
+from genkd.provenance.lineage import lineage_of, render_text
+from genkd.provenance.lineage_picture import render_svg
 from genkd.provenance.receipt import Inclusion, Receipt
 from genkd.provenance.record import Revocation
 from genkd.provenance.release import receipt_file_name
