@@ -28,7 +28,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from compare import parse, parser_of, settings
+from compare import ORACLES, parse, parser_of, settings
 from intervals import paired_difference
 from tables import accuracy, grouped, shown, summary
 from trials import Row, Trial, overrides_of, run_all
@@ -47,8 +47,7 @@ ROWS: dict[str, dict[str, str]] = {
     "7 placebo": {"policy_gradient": "stationary", "policy_placebo": "yes"},
     "8 pathwise": {"policy_gradient": "pathwise"},
     "9 rejection": {"energy": "no", "rejection_candidates": "4"},
-    "real KD": {"oracle": "distilled"},
-    "scratch": {"oracle": "scratch"},
+    **ORACLES,
 }
 # What the rows are there to tell: first less second.
 CLAIMS = (

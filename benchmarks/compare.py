@@ -8,6 +8,8 @@ come about differs. The small preset is a fifth of a day of one core for each se
 and at 1,800 core-seconds. Accuracy is that of the last step on the whole test set. Several budgets
 are separate runs, since the learning rate follows the budget: those are the points of the plots.
 
+`--methods "genkd,real KD,scratch"` adds the oracles of `oracles.py` to the same tables.
+
 Writes compare.json, compare.md and SVG plots to --out; a repeated command goes on where it stopped.
 """
 
@@ -23,6 +25,8 @@ from trials import PAIRS, Trial, check_images, overrides_of, run_all
 METHODS = (
     *("genkd", "noise", "deepinversion", "dafl", "dfad", "zskt", "dfq", "fastdfkd", "nayer"),
 )
+# What real images would have given, for comparison only: no such method is data-free.
+ORACLES = {"real KD": {"oracle": "distilled"}, "scratch": {"oracle": "scratch"}}
 # Of a preset: recipe keys that suit the size of its networks, for every method that reads them. The
 # papers' values are of CIFAR on GPUs; GenKD's standard recipe is of the small preset.
 SIZES: dict[str, dict[str, str]] = {
@@ -65,6 +69,8 @@ def trials_of(arguments: argparse.Namespace) -> list[Trial]:
 
 def overrides(method: str, preset: str, shared: dict[str, str]) -> tuple[tuple[str, str], ...]:
     """The recipe keys of a method: those the user gives over those of the preset."""
+    if method in ORACLES:
+        return overrides_of(ORACLES[method], {})
     sized = {**SIZES[preset], **OF_METHOD[preset].get(method, {}), **shared}
     return overrides_of({"method": method}, sized)
 
@@ -104,11 +110,15 @@ def main() -> None:
     """Run what is missing, then print the tables."""
     parser = parser_of("Compare GenKD with the field.", "runs/compare")
     parser.add_argument("--methods", default=",".join(METHODS))
-    arguments = parse(parser)
+    study(parse(parser), "compare")
+
+
+def study(arguments: argparse.Namespace, name: str) -> None:
+    """Run what is missing of `arguments.methods`; write and print the tables."""
     rows = run_all(trials_of(arguments), arguments.out, arguments.data, arguments.teachers)
-    (arguments.out / "compare.json").write_text(json.dumps(rows, indent=2))
+    (arguments.out / f"{name}.json").write_text(json.dumps(rows, indent=2))
     text = summary(rows, arguments.methods.split(",")[0])
-    (arguments.out / "compare.md").write_text(text)
+    (arguments.out / f"{name}.md").write_text(text)
     plots = write_plots(rows, arguments.out)
     print(text)
     print("\n".join(str(path) for path in plots))

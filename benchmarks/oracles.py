@@ -1,147 +1,24 @@
-"""What real images would have given: the oracles of the ablation, for comparison only.
+"""What real images would have given, at an equal budget: the ceiling of all data-free methods.
 
-    python benchmarks/oracles.py distilled TEACHER STUDENT IMAGES BUDGET SEED OUT
-    python benchmarks/oracles.py scratch   TEACHER STUDENT IMAGES BUDGET SEED OUT
+    python benchmarks/oracles.py --data FOLDER                    # equal core-seconds
+    python benchmarks/oracles.py --data FOLDER --budget 4e5passes # equal student steps: 128 a step
 
-"distilled": the very student loop of GenKD, over a bank of the real training set. "scratch": the
-same optimiser, rate, batch and moves of the images, without blending, on the true labels; the
-teacher only says the size of the images. IMAGES names the test set; the training set beside it is
-read. The budget is seconds or core-seconds. OUT gets student.safetensors and result.json.
+"real KD" is GenKD's own student loop over the real training set, "scratch" the same student on the
+true labels, without the teacher. Pairs, budgets, seeds and output are those of `compare.py`; a
+budget in passes counts the images that the student learns from. The training set is read from
+beside the test set. A repeated command goes on where it stopped.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import tempfile
-import time
-from pathlib import Path
-
-import numpy as np
-import torch
-from torch import nn
-from torch.nn import functional
-
-from genkd.augmentation import random_affine
-from genkd.bank import SynthesisBank
-from genkd.card import ModelCard, ModelSpec, card_to_json
-from genkd.cost import peak_memory_bytes
-from genkd.device import Device, choose_device
-from genkd.images import LabelledImages, read_images
-from genkd.models import build_model
-from genkd.recipe import STANDARD, Budget
-from genkd.student import NormalisedStudent, StudentLearner, learning_rate
-from genkd.teacher import Teacher, load_teacher
-from genkd.weights import write_model
-
-
-def training_images(source: str, card: ModelCard) -> LabelledImages:
-    """The training set beside the test set `source`.
-
-    Raises:
-        SystemExit: If it is not there.
-    """
-    if source.startswith("torchvision:"):
-        from torchvision import datasets
-
-        _, name, folder = source.split(":", 2)
-        split = {"split": "train"} if name == "SVHN" else {"train": True}
-        try:
-            data = getattr(datasets, name)(folder, download=False, **split)
-        except RuntimeError as error:
-            raise SystemExit(f"no intact training set of {name} lies in {folder}") from error
-        labels = data.labels if name == "SVHN" else data.targets
-        with tempfile.TemporaryDirectory() as temporary:
-            file = Path(temporary) / "train.npz"
-            np.savez(file, images=np.asarray(data.data), labels=np.asarray(labels))
-            return read_images(file, card)
-    files = sorted(Path(source).glob("train-images*"))
-    if not files:
-        raise SystemExit(f"{source} holds no train-images-idx3-ubyte: the oracles need it")
-    return read_images(files[0], card)
-
-
-class ScratchLearner(StudentLearner):
-    """Learns the stored labels instead of the teacher's answers."""
-
-    def _step(self, teacher: Teacher, bank: SynthesisBank) -> dict[str, torch.Tensor]:  # type: ignore[override]
-        images, labels = bank.draw(self.batch, self.random)
-        images = random_affine(images, self.recipe.affine, self.random)
-        with self.device.autocast():
-            logits = self.student(images.contiguous(memory_format=torch.channels_last))
-        loss = functional.cross_entropy(logits.float(), labels)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        return {"distillation": loss.detach()}
-
-
-def train(
-    kind: str,
-    teacher: Teacher,
-    network: nn.Module,
-    data: LabelledImages,
-    budget: Budget,
-    device: Device,
-    seed: int,
-) -> dict[str, object]:
-    """Train `network` in place; what it took."""
-    random = device.generator(seed)
-    teacher.to(device.torch)
-    student = NormalisedStudent(network, teacher.card.input)
-    student.to(device.torch, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    bank = SynthesisBank(len(data), data.images.shape[1:], device.torch)
-    labels = torch.from_numpy(data.labels).to(device.torch)
-    images = torch.from_numpy(data.images).to(device.torch)
-    bank.add(images, labels, torch.ones(len(data), device=device.torch))
-    learner = (ScratchLearner if kind == "scratch" else StudentLearner)(
-        student, STANDARD, device, random
-    )
-    start, busy, rounds, spent = time.monotonic(), time.process_time(), 0, 0.0
-    clock = {"seconds": lambda: time.monotonic() - start}
-    clock["core-seconds"] = lambda: time.process_time() - busy
-    if budget.unit not in clock:
-        raise SystemExit("an oracle takes a budget in seconds or core-seconds")
-    while spent < budget.amount:
-        learner.learn(teacher, bank, spent / budget.amount)
-        rounds, spent = rounds + 1, clock[budget.unit]()
-    learner.settle(bank)
-    passes = 0 if kind == "scratch" else rounds * STANDARD.student_steps * learner.batch
-    seconds = time.monotonic() - start
-    return {
-        "seconds": seconds,
-        "core_seconds": time.process_time() - busy,
-        "phase_seconds": {"distillation": seconds},
-        "rounds": rounds,
-        "samples": len(data),
-        "teacher_passes": passes,
-        "peak_memory_bytes": peak_memory_bytes(device.torch),
-        "final_rate": learning_rate(STANDARD.student_rate, 1.0),
-    }
+from compare import ORACLES, parse, parser_of, study
 
 
 def main() -> None:
-    """Train one oracle and write its student."""
-    parser = argparse.ArgumentParser(description="Train an oracle on real images.")
-    parser.add_argument("kind", choices=["distilled", "scratch"])
-    for name in ("teacher", "student", "images", "budget"):
-        parser.add_argument(name)
-    parser.add_argument("seed", type=int)
-    parser.add_argument("out", type=Path)
-    arguments = parser.parse_args()
-    teacher = load_teacher(arguments.teacher)
-    seen = teacher.card
-    spec = ModelSpec(arguments.student, seen.spec.num_classes, seen.spec.in_channels)
-    card = ModelCard(spec, seen.input, seen.class_names, f"{arguments.kind} on real images")
-    network = build_model(spec, generator=torch.Generator().manual_seed(arguments.seed))
-    data = training_images(arguments.images, seen)
-    budget, device = Budget.parse(arguments.budget), choose_device("auto", "auto")
-    result = train(arguments.kind, teacher, network, data, budget, device, arguments.seed)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    state = network.to("cpu").state_dict()
-    metadata = {"v": 1, "card": card_to_json(card)}
-    write_model(arguments.out / "student.safetensors", state, metadata)
-    (arguments.out / "result.json").write_text(json.dumps(result, indent=2))
+    """Run what is missing, then print the tables."""
+    arguments = parse(parser_of("Train students on real images.", "runs/oracles"))
+    arguments.methods = ",".join(ORACLES)
+    study(arguments, "oracles")
 
 
 if __name__ == "__main__":

@@ -160,7 +160,7 @@ def run_trial(trial: Trial, out: Path, data: str, teachers: Path | None = None) 
     overrides = dict(trial.overrides)
     if "oracle" in overrides:
         _call(
-            *(str(Path(__file__).with_name("oracles.py")), overrides["oracle"], str(teacher)),
+            *(str(Path(__file__).with_name("real_images.py")), overrides["oracle"], str(teacher)),
             *(trial.pair.student, trial.pair.images.format(data=data), trial.budget),
             *(str(trial.seed), str(folder)),
         )

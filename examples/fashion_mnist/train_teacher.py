@@ -2,9 +2,11 @@
 
     python examples/fashion_mnist/train_teacher.py FOLDER [--epochs 14]
     python examples/fashion_mnist/train_teacher.py FOLDER --classes 0,1,2 --out FILE
+    python examples/fashion_mnist/train_teacher.py FOLDER --architecture lenet5 --out FILE
 
 The second form trains a teacher that has seen some classes only, as a federation's nodes have; its
-test accuracy is that on its own classes.
+test accuracy is that on its own classes. The third is how lenet5.safetensors was made, a teacher
+without BatchNorm, which takes a rate of up to 0.1 only.
 
 FOLDER holds the four idx files of Fashion-MNIST (MIT licence, Zalando SE 2017), gzipped or not:
 the Debian package `dataset-fashion-mnist` or torchvision brings them. Images of 28x28 pixels are
@@ -36,8 +38,10 @@ CLASS_NAMES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
+TITLES = {"resnet8": "ResNet-8", "lenet5": "LeNet-5"}
 BATCH = 256
 PEAK_RATE = 0.4
+PLAIN_PEAK_RATE = 0.1  # without BatchNorm
 SHIFT = 2  # pixels
 WEIGHT_DECAY = 5e-4
 WARM_UP = 0.2  # share of the steps during which the rate rises
@@ -68,11 +72,13 @@ def train(
     network = build_model(spec, generator=random)
     network.to(device.torch, memory_format=torch.channels_last)  # type: ignore[call-overload]
     steps = len(images) // BATCH
+    normalised = any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    peak_rate = PEAK_RATE if normalised else PLAIN_PEAK_RATE
     optimizer = torch.optim.SGD(
         network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, PEAK_RATE, total_steps=epochs * steps, pct_start=WARM_UP
+        optimizer, peak_rate, total_steps=epochs * steps, pct_start=WARM_UP
     )
     for epoch in range(epochs):
         order = torch.randperm(len(images), generator=random)
@@ -118,6 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the shipped Fashion-MNIST teacher.")
     parser.add_argument("folder", type=Path, help="where the idx files lie")
     parser.add_argument("--classes", default="0,1,2,3,4,5,6,7,8,9", help="labels, ascending")
+    parser.add_argument("--architecture", default="resnet8")
     parser.add_argument("--out", type=Path, help="write this teacher, and nothing else")
     parser.add_argument("--epochs", type=int, default=14)
     parser.add_argument("--device", default="auto")
@@ -129,7 +136,7 @@ def main() -> None:
     image_card = InputCard(
         32, 32, 1, (round(pixels.mean().item(), 4),), (round(pixels.std().item(), 4),)
     )
-    spec = ModelSpec("resnet8", num_classes=len(classes), in_channels=1)
+    spec = ModelSpec(arguments.architecture, num_classes=len(classes), in_channels=1)
     network = train(images, labels, spec, image_card, device, arguments.epochs)
     test_images, test_labels = read_part(arguments.folder, "t10k")
     accuracy = measure(network, *only(test_images, test_labels, classes), image_card, device)
@@ -139,8 +146,8 @@ def main() -> None:
         spec,
         image_card,
         names,
-        f"ResNet-8 trained on Fashion-MNIST (Zalando SE 2017, MIT licence){seen}; "
-        f"top-1 {accuracy:.2%}",
+        f"{TITLES.get(spec.architecture, spec.architecture)} trained on Fashion-MNIST "
+        f"(Zalando SE 2017, MIT licence){seen}; top-1 {accuracy:.2%}",
     )
     path = arguments.out or HERE / "teacher.safetensors"
     write_model(path, network.state_dict(), {"v": 1, "card": card_to_json(card)})
