@@ -29,7 +29,7 @@ from genkd.errors import ConfigurationError, GenKDError, RefusedByPolicy
 from genkd.provenance.typed_data import ADDRESS
 
 FOLDER: Final = "joins"
-LOCK: Final = ".lock"
+LOCK, SUPERLINK_LOCK = ".lock", ".superlink.lock"
 VERSION = 1
 MAX_FILE_BYTES = 64 * 1024
 # A request takes 1 kB and a stranger some milliseconds: what nobody decided is bounded.
@@ -257,6 +257,16 @@ class Joins:
             if join is not None and join.supernode != supernode:
                 self._write(replace(join, supernode=supernode))
 
+    @contextlib.contextmanager
+    def one_at_a_time(self) -> Iterator[None]:
+        """Let one process at a time bring the SuperLink in line with what is wanted.
+
+        Raises:
+            ResourceExhausted: If the folder cannot be written.
+        """
+        with self._locked(SUPERLINK_LOCK):
+            yield
+
     # ------------------------------------------------------------------ files
 
     def _path(self, address: str) -> Path:
@@ -297,8 +307,8 @@ class Joins:
         return count
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        path = self.folder / LOCK
+    def _locked(self, name: str = LOCK) -> Iterator[None]:
+        path = self.folder / name
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:

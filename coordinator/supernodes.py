@@ -47,6 +47,12 @@ def bring_in_line(federation: Path, joins: Joins) -> dict[str, str]:
         CoordinatorUnreachable: If no SuperLink serves the folder.
         ResourceExhausted: If what was done cannot be noted.
     """
+    # Two that register the same key at once both end well, and Flower's server prints an error.
+    with joins.one_at_a_time():
+        return _bring_in_line(federation, joins)
+
+
+def _bring_in_line(federation: Path, joins: Joins) -> dict[str, str]:
     known = {
         node.public_key.decode("ascii", "replace"): node for node in list_supernodes(federation)
     }

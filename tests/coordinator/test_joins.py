@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -182,6 +184,28 @@ def test_a_removal_while_the_superlink_is_down_is_made_good(
     superlink.up = True
     line_up(joins)
     assert superlink.nodes == []
+
+
+def test_two_that_admit_at_once_ask_the_superlink_for_each_key_once(
+    joins: Joins, superlink: SuperLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = []
+
+    def register(folder: Path, key: bytes, name: str) -> int:
+        time.sleep(0.05)  # a question to a real SuperLink
+        if key in superlink.used:
+            refused.append(name)
+        return superlink.register(folder, key, name)
+
+    monkeypatch.setattr(supernodes, "register_supernode", register)
+    for keys in (ALICE, BOB):
+        joins.receive(request(keys))
+        joins.decide(keys.address, "admitted")
+    with ThreadPoolExecutor(4) as pool:
+        problems = list(pool.map(line_up, [joins] * 4))
+    assert problems == [{}] * 4
+    assert refused == []
+    assert sorted(superlink.names()) == sorted([ALICE.address, BOB.address])
 
 
 def test_a_kill_between_registering_and_noting_it_is_made_good(
