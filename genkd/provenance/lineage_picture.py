@@ -33,7 +33,7 @@ WORDS: Final[Mapping[str, str]] = {
     Status.NOT_VALID.value: "NOT VALID",
     Status.CANNOT_CHECK.value: "cannot be checked",
 }
-BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, MARGIN = 280, 84, 56, 16, 14
+BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, MARGIN = 300, 84, 56, 16, 14
 LINE = 18  # from one line of text to the next
 PLACE = tuple[int, float]  # column and row
 
@@ -169,8 +169,8 @@ def _lines(one: Lineage, colour: str) -> list[tuple[str, str]]:
     node = f"node {_short(one.node)}" if one.node else "node unknown"
     run = f"run {_short(one.run_id)}" if one.run_id else "run unknown"
     return [
-        (f"{number}  {node}", ' font-weight="bold"'),
-        (f"{run}  {_date(one.recorded_at)}", ""),
+        (f"{number} · {node}", ' font-weight="bold"'),
+        (f"{run} · {_date(one.recorded_at)}", ""),
         (f"student {_short(one.record_id) or '(unread)'}", ' fill="#57606a"'),
         (WORDS.get(one.state, one.state), f' fill="{colour}"'),
     ]
