@@ -44,7 +44,7 @@ __all__ = [
 
 CARD_KEY = "generative_card"
 # A label beside d latents of deviation 1: with less, a decoder learns to read the class out of z.
-LABEL_WEIGHT = 4.0
+LABEL_WEIGHT = 12.0
 # Draws from the latent EBM start from N(0, I), draws from the pixel EBM from images it knows.
 LATENT_STEPS = LangevinSampler(steps=60, step_size=0.3)
 PIXEL_STEPS = 20
@@ -78,16 +78,24 @@ class GenerativeModel(nn.Module):
         self.decoder: Generator | None = None
         self.energy: LatentEnergy | None = None
         self.pixel_energy: JointEnergy | None = None
+        # What torch's own layers draw when they are made comes from our generator, too.
+        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self._build(generator)
+        self.to(memory_format=torch.channels_last)
+
+    def _build(self, generator: torch.Generator) -> None:
+        card = self.card
+        if card.family == "pixel-ebm":
+            self.pixel_energy = JointEnergy(card.num_classes, *card.image_shape, card.base_channels)
+            self.chains = max(4, REPLAY_IMAGES // card.conditions)
+            count = card.conditions * self.chains
+            replay = torch.zeros(count, *card.image_shape, dtype=torch.uint8)
+            self.register_buffer("replay", replay)
+            return
         # Without classes every image is of class 0, whose embedding says nothing.
         embeddings = torch.eye(card.num_classes) if card.num_classes else torch.zeros(1, 1)
-        if card.family == "pixel-ebm":
-            self.pixel_energy = _pixel_energy(card, generator)
-            self.chains = max(4, REPLAY_IMAGES // card.conditions)
-            self.register_buffer(
-                "replay",
-                torch.zeros(card.conditions * self.chains, *card.image_shape, dtype=torch.uint8),
-            )
-            return
         self.decoder = Generator(
             card.latent_dim,
             embeddings,
@@ -195,14 +203,6 @@ class GenerativeModel(nn.Module):
                 hint="give a label for each image, or draw_labels()",
             )
         return labels
-
-
-def _pixel_energy(card: GenerativeCard, generator: torch.Generator) -> JointEnergy:
-    """Built with torch's own initial weights, seeded from `generator`."""
-    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return JointEnergy(card.num_classes, *card.image_shape, card.base_channels)
 
 
 def save_generative_model(path: str | os.PathLike[str], model: GenerativeModel) -> None:
