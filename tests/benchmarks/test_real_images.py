@@ -1,0 +1,71 @@
+"""The oracles: students of real images, by the same loop, budget and files as all others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import real_images
+
+from genkd.weights import read_header, read_metadata
+
+SIDE = 16
+
+
+def idx(values: np.ndarray) -> bytes:
+    """The idx format: 0, 0, 8 for bytes, the number of axes, their lengths, the values."""
+    lengths = b"".join(length.to_bytes(4, "big") for length in values.shape)
+    return bytes([0, 0, 8, values.ndim]) + lengths + values.astype(np.uint8).tobytes()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A training and a test set of three classes: bright where the class says."""
+    random = np.random.default_rng(0)
+    for part, count in (("train", 96), ("t10k", 30)):
+        labels = np.arange(count) % 3
+        images = random.integers(0, 60, (count, SIDE, SIDE))
+        for image, label in zip(images, labels, strict=True):
+            image[:, 5 * label : 5 * label + 5] += 180
+        (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(idx(images))
+        (tmp_path / f"{part}-labels-idx1-ubyte").write_bytes(idx(labels))
+    return tmp_path
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr("sys.argv", ["real_images.py", *map(str, arguments)])
+    real_images.main()
+
+
+@pytest.mark.parametrize("kind", ["distilled", "scratch"])
+def test_an_oracle_learns_until_its_budget_is_spent(
+    kind: str, folder: Path, tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    run(monkeypatch, kind, tiny_teacher, "resnet8-quarter", folder, "2000passes", 0, out)
+    result = json.loads((out / "result.json").read_text())
+    assert result["rounds"] == 2  # of 12 steps of 128 images each
+    assert result["teacher_passes"] == (3072 if kind == "distilled" else 0)
+    assert result["samples"] == 96
+    assert result["core_seconds"] > 0
+    card = read_metadata(read_header(out / "student.safetensors"))["card"]
+    assert "real images" in json.dumps(card)
+
+
+def test_a_budget_in_samples_is_refused_because_none_are_made(
+    folder: Path, tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit, match="core-seconds or passes"):
+        run(
+            monkeypatch, "scratch", tiny_teacher, "resnet8-quarter", folder, "9samples", 0, tmp_path
+        )
+
+
+def test_a_missing_training_set_is_told(
+    folder: Path, tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "train-images-idx3-ubyte").unlink()
+    with pytest.raises(SystemExit, match="holds no train-images-idx3-ubyte"):
+        run(monkeypatch, "scratch", tiny_teacher, "resnet8-quarter", folder, "1passes", 0, tmp_path)
