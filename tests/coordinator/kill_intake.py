@@ -8,18 +8,17 @@ from __future__ import annotations
 import functools
 import json
 import os
-import signal
-import sqlite3
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.submissions import ROUND, RUN
 from coordinator.store import Store
 from tests.coordinator.test_intake import Files, World, build_world
+from tests.kill_points import FILES_PUT_IN_PLACE, FOLDERS_CHANGED, SqlWrites, killed_at
 
 MAX_STEPS = 400
+POINTS = (*FILES_PUT_IN_PLACE, *FOLDERS_CHANGED, SqlWrites())
 
 
 def main(folder: str) -> None:
@@ -32,13 +31,12 @@ def main(folder: str) -> None:
         place = Path(folder) / str(step)
         word = place.with_suffix(".acknowledged")
         word.touch()
-        killed = dies(
-            lambda place=place, word=word: submit_all(first, place, all_files, word), step
-        )
+        submit = functools.partial(submit_all, first, place, all_files, word)
+        killed = killed_at(step, submit, POINTS)
         with Store.open(place) as store:
             before = len(list(store.accepted(RUN, ROUND)))
         acknowledged = len(word.read_bytes())
-        submit_all(first, place, all_files, word)
+        submit()
         with Store.open(place) as store:
             counted = [one.path for one in store.accepted(RUN, ROUND)]
         files = [path for path in (place / "releases").rglob("*") if path.is_file()]
@@ -66,53 +64,6 @@ def submit_all(first: World, place: Path, all_files: list[Files], word: Path) ->
 
 def keys_of(world: World) -> tuple[Any, Any, Any, Any]:
     return world.node, world.other, world.stranger, world.coordinator
-
-
-def dies(work: Callable[[], None], step: int) -> bool:
-    """Whether the work, done in a child, was killed at a step; else it ended well."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            count_steps(step)
-            work()
-            os._exit(0)
-        except BaseException as error:  # told by the exit status, never raised into the parent
-            print(repr(error), file=sys.stderr, flush=True)
-            os._exit(1)
-    _, status = os.waitpid(pid, 0)
-    if os.WIFSIGNALED(status):
-        assert os.WTERMSIG(status) == signal.SIGKILL
-        return True
-    assert os.WEXITSTATUS(status) == 0
-    return False
-
-
-def count_steps(kill: int) -> None:
-    """From now on die right before the change of the disk number `kill`."""
-    count = -1
-
-    def tick() -> None:
-        nonlocal count
-        count += 1
-        if count == kill:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def stepping(step: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*arguments: Any, **named: Any) -> Any:
-            tick()
-            return step(*arguments, **named)
-
-        return wrapped
-
-    class Counting(sqlite3.Connection):
-        def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
-            if not statement.startswith(("SELECT", "PRAGMA")):
-                tick()
-            return super().execute(statement, *values)
-
-    for name in ("replace", "rename", "mkdir", "rmdir", "unlink"):
-        setattr(os, name, stepping(getattr(os, name)))
-    sqlite3.connect = functools.partial(sqlite3.connect, factory=Counting)  # type: ignore[assignment]
 
 
 if __name__ == "__main__":

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import functools
-import os
-import signal
-import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from contracts.account import Written
 from contracts.anvil import Anvil, start_anvil
 from contracts.development_chain import fund
-from contracts.json_rpc import JsonRpc
 from contracts.registry import RegistryClient, deploy
 from contracts.registry_state import RegistryState
 from genkd.provenance import Domain, Policy, secp256k1, verify
@@ -25,6 +19,7 @@ from genkd.provenance.profile import NodeProfile
 from node.inbox import shared_students
 from tests.federation import memory_federation
 from tests.federation.memory_rounds import Rounds
+from tests.kill_points import FILES_PUT_IN_PLACE, TRANSACTIONS, killed_at
 
 MOST_CHILDREN = 60
 
@@ -75,49 +70,6 @@ def rounds(anvil: Anvil, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rou
     return Rounds(federation, tmp_path / "coordinator")
 
 
-def killed_after(steps: int, work: Callable[[], object]) -> bool:
-    """Do it in a child that kills itself before a step; whether it did.
-
-    A step is a file put in its place, a directory renamed, a transaction sent.
-    """
-    sys.stderr.flush()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            _count(steps)
-            work()
-            os._exit(0)
-        except BaseException as error:  # told by the exit status, never raised into the parent
-            print(repr(error), file=sys.stderr, flush=True)
-            os._exit(1)
-    _, status = os.waitpid(pid, 0)
-    if os.WIFSIGNALED(status):
-        assert os.WTERMSIG(status) == signal.SIGKILL
-        return True
-    assert os.WEXITSTATUS(status) == 0
-    return False
-
-
-def _count(steps: int) -> None:
-    main, left = threading.current_thread(), [steps]
-
-    def stepping(step: Callable[..., Any], counts: Callable[..., bool]) -> Callable[..., Any]:
-        def wrapped(*arguments: Any, **named: Any) -> Any:
-            if threading.current_thread() is main and counts(*arguments):
-                left[0] -= 1
-                if left[0] < 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-            return step(*arguments, **named)
-
-        return wrapped
-
-    os.replace = stepping(os.replace, lambda *_: True)
-    os.rename = stepping(os.rename, lambda *_: True)
-    JsonRpc.ask = stepping(  # type: ignore[method-assign]
-        JsonRpc.ask, lambda _, method, *__: method == "eth_sendRawTransaction"
-    )
-
-
 def test_killed_every_few_steps_the_round_ends_with_each_release_recorded_once(
     rounds: Rounds,
 ) -> None:
@@ -126,7 +78,7 @@ def test_killed_every_few_steps_the_round_ends_with_each_release_recorded_once(
             rounds.run(grid)
 
     kills = 0
-    while killed_after(4 + kills % 3, work):
+    while killed_at(4 + kills % 3, work, (*FILES_PUT_IN_PLACE, TRANSACTIONS)):
         kills += 1
         assert kills < MOST_CHILDREN
     assert kills >= 3

@@ -8,6 +8,7 @@ import pytest
 
 from coordinator.certificates import Authority
 from tests.federation.real_federation import (
+    PATIENCE,
     RUN,
     Program,
     children_of,
@@ -41,7 +42,7 @@ def test_join_of_a_removed_node_ends_with_9_and_one_clear_line(tmp_path: Path) -
         Program(
             folder, "remove", ["genkd-coordinator", "remove", node.address, "--from", "now"]
         ).succeeds()
-        assert join.process.wait(120) == 9, join.said()
+        assert join.process.wait(2 * PATIENCE) == 9, join.said()
         assert "removed by the coordinator" in join.said().splitlines()[-2]
         assert "genkd-node init --keys" in join.said().splitlines()[-1]
         wait_for(lambda: not children_of(node), 15)

@@ -10,13 +10,9 @@ object a line: {"kill": n, "killed": true, "registrations": 1, "answer": "valid"
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from contracts.chain_reader import RegistryReader
 from contracts.json_rpc import JsonRpc
@@ -26,8 +22,10 @@ from genkd.provenance.keys import KeyFolder
 from genkd.provenance.passphrase import Passphrase
 from genkd.provenance.record import run_id_of
 from node.publish import PublishOptions, publish
+from tests.kill_points import FILES_PUT_IN_PLACE, TRANSACTIONS, killed_at
 
 MAX_STEPS = 100
+POINTS = (*FILES_PUT_IN_PLACE, TRANSACTIONS)
 
 
 def main(url: str, chain_id: str, registry: str, keys: str, template: str, work: str) -> None:
@@ -46,8 +44,8 @@ def main(url: str, chain_id: str, registry: str, keys: str, template: str, work:
             client = RegistryClient(url, domain, signer=secrets, confirmations=0)
             publish(run, PublishOptions(domain, run_id_of("spring"), 1), folder, secrets, client)
 
-        killed = in_child(lambda kill=kill, work_once=work_once: killed_at(kill, work_once))
-        assert in_child(work_once) is False
+        killed = killed_at(kill, work_once, POINTS, after=True)
+        assert not killed_at(0, work_once, ())
         releases = list((run / "release").glob("student-0x*"))
         reader = RegistryReader(url, domain, confirmations=0)
         answers = [verify(p, policy=Policy(domain), chain=reader).summary for p in releases]
@@ -72,52 +70,6 @@ def main(url: str, chain_id: str, registry: str, keys: str, template: str, work:
 def snapshot_block(rpc: JsonRpc) -> str:
     """The logs of this round of the loop are all there are: what came before was undone."""
     return hex(max(0, rpc.quantity("eth_blockNumber") - 5))
-
-
-def in_child(work: Callable[[], Any]) -> bool:
-    """Do it in a child process; whether the child was killed."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-            os._exit(0)
-        except BaseException as error:  # told by the exit status, never raised into the parent
-            print(repr(error), file=sys.stderr, flush=True)
-            os._exit(1)
-    _, status = os.waitpid(pid, 0)
-    if os.WIFSIGNALED(status):
-        assert os.WTERMSIG(status) == signal.SIGKILL
-        return True
-    assert os.WEXITSTATUS(status) == 0
-    return False
-
-
-def killed_at(kill: int, work: Callable[[], None]) -> None:
-    """Do it with every step counted twice, before and after; die at the count `kill`."""
-    count = -1
-
-    def tick() -> None:
-        nonlocal count
-        count += 1
-        if count == kill:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def stepping(step: Callable[..., Any], counts: Callable[..., bool]) -> Callable[..., Any]:
-        def wrapped(*arguments: Any, **named: Any) -> Any:
-            if not counts(*arguments):
-                return step(*arguments, **named)
-            tick()
-            result = step(*arguments, **named)
-            tick()
-            return result
-
-        return wrapped
-
-    os.replace = stepping(os.replace, lambda *_: True)
-    os.rename = stepping(os.rename, lambda *_: True)
-    sends = "eth_sendRawTransaction"
-    JsonRpc.ask = stepping(JsonRpc.ask, lambda rpc, method, *_: method == sends)  # type: ignore[method-assign]
-    work()
 
 
 if __name__ == "__main__":

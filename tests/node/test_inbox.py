@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,6 +39,7 @@ from tests.federation.memory_federation import (
     node_keys,
     receipt_of,
 )
+from tests.kill_points import Call, killed_at
 
 
 @pytest.fixture
@@ -439,18 +439,12 @@ STEPS = ("atomic_write", "verify", "flush_folder", "replace_receipt", "rename")
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_kill_at_any_step_leaves_all_or_nothing_and_a_repeat_ends_it(
-    step: str, played: Round, monkeypatch: pytest.MonkeyPatch
+    step: str, played: Round
 ) -> None:
     share = played.share()
-    for count in range(1, 20):
-        child = os.fork()
-        if child == 0:
-            _die_at(step, count)
-            try:
-                played.keep(share)
-            finally:
-                os._exit(0)
-        _, status = os.waitpid(child, 0)
+    point = Call(inbox.os if step == "rename" else inbox, step)
+    for count in range(20):
+        killed = killed_at(count, lambda: played.keep(share), [point])
         kept = played.kept()
         if kept:
             assert files_of(kept[0].path) == files_of(played.merged)
@@ -459,27 +453,13 @@ def test_a_kill_at_any_step_leaves_all_or_nothing_and_a_repeat_ends_it(
             played.complete[0],
             replace(played.complete[0], inclusion=None),
         )
-        if not os.WIFSIGNALED(status):
+        if not killed:
             break
-    assert count > 1, "the step was never reached"
+    assert count > 0, "the step was never reached"
     played.keep(share)
     (only,) = played.kept()
     assert receipt_of(played.releases[0]) == played.complete[0]
     assert [path.name for path in only.path.parent.parent.iterdir()] == ["round-000001"]
-
-
-def _die_at(step: str, count: int) -> None:
-    """In this process, the `count`-th call of a step is the last thing that happens."""
-    owner = inbox.os if step == "rename" else inbox
-    original, left = getattr(owner, step), [count]
-
-    def dying(*arguments: object, **named: object) -> object:
-        left[0] -= 1
-        if not left[0]:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(*arguments, **named)
-
-    setattr(owner, step, dying)
 
 
 @pytest.mark.parametrize("where", ["rename", "write", "mkdir"])
