@@ -4,8 +4,7 @@ Logits are (B, K), labels int64 (B,), images (B, C, H, W) in [0, 1]. Logarithms 
 precision logits are taken to float32 first: a divergence of two similar rows is lost in bf16.
 Where a function takes both networks' logits, the teacher comes first.
 
-Synthetic images have no ground truth: `mixup` and `cutmix` ask for none, and the teacher
-labels the result.
+Synthetic images have no ground truth: `mixup` asks for none, and the teacher labels the result.
 """
 
 from __future__ import annotations
@@ -158,56 +157,22 @@ def within_class_deviation(values: Tensor, labels: Tensor, num_classes: int) -> 
     return torch.where(count >= 2, deviation, torch.nan)
 
 
-def mixup(images: Tensor, shares: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def mixup(images: Tensor, generator: torch.Generator) -> Tensor:
     """Each image blended with another: lambda x + (1 - lambda) x', lambda uniform in [0, 1].
 
     Zhang et al. 2018 (arXiv:1710.09412, eq. 1) with alpha = 1, where their Beta is uniform.
 
     Args:
         images: (B, C, H, W).
-        shares: (B, K), of which classes each image is; blended likewise.
         generator: Source of lambda and of the permutation.
-
-    Returns:
-        (B, C, H, W) and (B, K).
-    """
-    partner, share = _partners(images, generator)
-    blended = torch.lerp(images[partner], images, share.view(-1, 1, 1, 1))
-    return blended, torch.lerp(shares[partner], shares, share.view(-1, 1).to(shares.dtype))
-
-
-def cutmix(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image with a box of another pasted in, of area share 1 - lambda, lambda uniform.
-
-    Yun et al. 2019 (arXiv:1905.04899, section 3.2): the box has the image's proportions and a
-    uniform centre, and what exceeds the image is cut off. Here each image has its own box. Inputs
-    only.
-
-    Args:
-        images: (B, C, H, W).
-        generator: Source of lambda, of the centres and of the permutation.
 
     Returns:
         (B, C, H, W).
     """
-    partner, share = _partners(images, generator)
-    batch, _, height, width = images.shape
-    centre = torch.rand(batch, 2, generator=generator, device=generator.device).to(images.device)
-    half = (1 - share).to(centre.dtype).sqrt().view(-1, 1) / 2  # half a side, in image sides
-    inside = []
-    for axis, size in enumerate((height, width)):
-        middle_of_pixel = (torch.arange(size, device=images.device) + 0.5) / size
-        inside.append((middle_of_pixel - centre[:, axis : axis + 1]).abs() < half)  # (B, size)
-    box = inside[0].view(batch, 1, height, 1) & inside[1].view(batch, 1, 1, width)
-    return torch.where(box, images[partner], images)
-
-
-def _partners(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A permutation (B,) and a share lambda (B,) for each image, on the images' device."""
     on = generator.device
-    partner = torch.randperm(len(images), generator=generator, device=on)
-    share = torch.rand(len(images), generator=generator, device=on)
-    return partner.to(images.device), share.to(images.device, images.dtype)
+    partner = torch.randperm(len(images), generator=generator, device=on).to(images.device)
+    share = torch.rand(len(images), generator=generator, device=on).to(images.device, images.dtype)
+    return torch.lerp(images[partner], images, share.view(-1, 1, 1, 1))
 
 
 # -- the latent EBM --------------------------------------------------------------------------------
