@@ -45,29 +45,22 @@ def random_affine(images: Tensor, strength: float, generator: torch.Generator) -
 
 
 def augment(
-    images: Tensor,
-    shares: Tensor,
-    *,
-    affine: float,
-    mixed_share: float,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
+    images: Tensor, *, affine: float, mixed_share: float, generator: torch.Generator
+) -> Tensor:
     """`random_affine` of all images, then `mixup` of the first `mixed_share` of them.
 
     Args:
         images: float (B, C, H, W) in [0, 1], in random order.
-        shares: float (B, K), how much of an image is of each class; rows sum to 1.
         affine: Strength, 0..1; 0 leaves the images where they are.
         mixed_share: 0..1.
         generator: Source of the draws.
 
     Returns:
-        (B, C, H, W) in [0, 1], and their shares (B, K).
+        (B, C, H, W) in [0, 1].
     """
     if affine > 0:
         images = random_affine(images, affine, generator)
     mixed = round(mixed_share * len(images))
     if mixed < 2:
-        return images, shares
-    blended, of_classes = mixup(images[:mixed], shares[:mixed], generator)
-    return torch.cat((blended, images[mixed:])), torch.cat((of_classes, shares[mixed:]))
+        return images
+    return torch.cat((mixup(images[:mixed], generator), images[mixed:]))

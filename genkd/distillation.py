@@ -24,9 +24,11 @@ from genkd.baselines.nayer import read_label_embeddings
 from genkd.card import InputCard, ModelCard, ModelSpec, card_to_json
 from genkd.cost import evaluation_mode, is_out_of_memory
 from genkd.device import Device, choose_device
-from genkd.ensemble import Ensemble
+from genkd.ensemble import Ensemble, TeacherWithMemory
 from genkd.errors import InputFileRefused, ResourceExhausted, UsageError
 from genkd.evaluate import load_student
+from genkd.frozen_prior import method_of, require_prior_fits
+from genkd.generative_model import GenerativeModel, load_generative_model
 from genkd.methods import require_embeddings_fit
 from genkd.models import build_model
 from genkd.recipe import Budget, Recipe, find_recipe
@@ -88,6 +90,7 @@ def distill(
     budget: str | None = None,
     method: str | None = None,
     label_embeddings: str | Path | None = None,
+    prior: str | Path | None = None,
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
@@ -105,7 +108,7 @@ def distill(
     """Turn a teacher into a student, with no data. The same call resumes an unfinished run.
 
     Args:
-        teacher: A safetensors file; how its architecture is found, see `genkd.teacher`.
+        teacher: A safetensors or ONNX file; how its architecture is found, see `genkd.teacher`.
         out: The run directory.
         student: The student's architecture, a name that `genkd.models` knows.
         recipe: "quick", "standard" or "thorough".
@@ -114,6 +117,8 @@ def distill(
             methods (see `genkd.baselines`) with its paper's values; None: as the recipe says.
         label_embeddings: A safetensors file with one float32 tensor (K, e), embeddings of the
             classes' names for the method "nayer"; None: the teacher's last layer stands in.
+        prior: A public generative model to draw on, as `genkd-prior train` writes it; then the
+            method is "frozen-prior", which asks the teacher by forward passes only.
         seed: Of everything that is drawn, 0..2^63 - 1.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         precision: "auto", "fp32" or "bf16".
@@ -134,7 +139,7 @@ def distill(
         UsageError: If an architecture, a budget or a seed means nothing.
         ResourceExhausted: If memory or disk runs out.
     """
-    chosen = find_recipe(recipe, with_method(overrides or {}, method))
+    chosen = find_recipe(recipe, with_method(overrides or {}, method_of(method, prior)))
     require_embeddings_fit(chosen, label_embeddings is not None)
     limit = Budget.parse(chosen.budget if budget is None else budget)
     check_seed(seed)
@@ -147,10 +152,15 @@ def distill(
         factory=factory,
         allow_local_code=allow_local_code,
     )
+    drawn_on = None if prior is None else load_generative_model(prior)
+    require_prior_fits(chosen, drawn_on, loaded)
     earlier = None if init_student is None else load_student(init_student)
     card = _student_card(student, loaded.card, earlier)
+    taught: Teacher | Ensemble = loaded
     if card.class_names != loaded.card.class_names and card.class_names is not None:
-        loaded = loaded.among(card.class_names)
+        taught = loaded = loaded.among(card.class_names)
+        if earlier is not None and set(earlier.known) > set(loaded.known):
+            taught = TeacherWithMemory(loaded, earlier)
     table, table_sha256 = None, None
     if label_embeddings is not None:
         table, table_sha256 = read_label_embeddings(label_embeddings, loaded.card.spec.num_classes)
@@ -162,6 +172,7 @@ def distill(
         "student": student,
         "init_student_sha256": None if earlier is None else earlier.sha256,
         "label_embeddings_sha256": table_sha256,
+        "prior_sha256": drawn_on and drawn_on.sha256,
         "seed": seed,
         "budget": str(limit),
         "device": where.torch.type,
@@ -172,7 +183,7 @@ def distill(
     return train_in(
         out,
         configuration,
-        teacher=loaded,
+        teacher=taught,
         network=network,
         card=card,
         recipe=chosen,
@@ -183,6 +194,7 @@ def distill(
         export_onnx=export_onnx,
         on_progress=on_progress,
         label_embeddings=table,
+        prior=drawn_on,
     )
 
 
@@ -217,13 +229,14 @@ def train_in(
     export_onnx: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
     label_embeddings: Tensor | None = None,
+    prior: GenerativeModel | None = None,
 ) -> DistillReport:
     """Train a student in a run directory and write everything that the run leaves.
 
     Args:
         out: The run directory.
         configuration: By which a run is resumed or refused.
-        teacher: On the CPU; of an ensemble, each member synthesises in turn.
+        teacher: On the CPU; may be an ensemble.
         network: The student, in its initial state, on the CPU.
         card: The student's.
         recipe: What to do.
@@ -234,6 +247,7 @@ def train_in(
         export_onnx: Write student.onnx too.
         on_progress: Called once a round.
         label_embeddings: float32 (K, e), for the method that takes them.
+        prior: For the method that draws on it.
 
     Raises:
         ConfigurationError: If the run directory is another run's, or training diverges.
@@ -244,9 +258,9 @@ def train_in(
         model = NormalisedStudent(network, card.input)
         model.to(device.torch, memory_format=torch.channels_last)  # type: ignore[call-overload]
         trained = train_student(
-            teacher, model, recipe, budget, device, seed, run, on_progress, label_embeddings
+            teacher, model, recipe, budget, device, seed, run, on_progress, label_embeddings, prior
         )
-        write_results(run, teacher, model, card, trained, recipe, device, seed)
+        write_results(run, teacher, model, card, trained, recipe, device, seed, prior)
         run.event("end", rounds=trained.rounds, seconds=trained.seconds)
         if export_onnx:
             from genkd.export import export_onnx as write_onnx

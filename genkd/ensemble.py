@@ -1,24 +1,20 @@
 """Many students as one teacher: each says what it knows, and is believed where it knows.
 
     ensemble = Ensemble([Member(student, competence), ...])
-    log_p = ensemble(images)                     # of any images
-    log_p = ensemble.answer(images, shares)      # it is known for which classes they were made
+    log_p = ensemble(images)
 
 Members know different classes. A network that was never shown a class still answers, and often
 surely, so the uniform average of an ensemble, like that of weights, is wrong where members differ
-(DENSE, Zhang et al. 2022, arXiv:2112.12371). Whoever draws images out of the members knows of each
-for which class it was made. With u_y(x) the share of image x that was made for class y, the logits
-of member i masked to the classes it knows, and a_i(y) how well it learnt class y, 0 if not at all,
-
-    p(c|x)  =  sum_y u_y(x)  sum_i a_i(y) softmax_i(c|x)  /  sum_i a_i(y)
-
-so that those judge an image who know what it was made for, the better ones more. Of images from
-elsewhere nothing is known; there each is believed about its own classes:
+(DENSE, Zhang et al. 2022, arXiv:2112.12371). So each is believed about the classes it knows: with
+softmax_i of member i's logits masked to those, and a_i(c) how well it learnt class c, 0 if not at
+all,
 
     p(c|x)  ~  sum_i a_i(c) softmax_i(c|x)  /  sum_i a_i(c)
 
-(The energies that tell the familiar from the strange, Liu et al. 2020, arXiv:2010.03759, do not
-survive distillation, which sees logits up to a constant; CONTRIBUTING.md has the figures.)
+Two things that sound better are worse (CONTRIBUTING.md has the figures). The energies that tell the
+familiar from the strange (Liu et al. 2020, arXiv:2010.03759) do not survive distillation, which
+sees logits up to a constant. And whoever draws images out of the members knows for which class each
+was made; but that is no function of the image, and a student that is told it learns less.
 """
 
 from __future__ import annotations
@@ -84,25 +80,70 @@ class Ensemble(nn.Module):
         """The students."""
         return tuple(self._members)  # type: ignore[arg-type]
 
+    @property
+    def credited(self) -> tuple[int, ...]:
+        """Classes that who learns from it may claim to have learnt."""
+        return self.known
+
+    @property
+    def architecture(self) -> str:
+        """What it is, for people."""
+        return f"{len(self._members)} students"
+
     def forward(self, images: Tensor) -> Tensor:
-        """Log p (B, K) of images (B, C, H, W) in [0, 1] of which nothing else is known."""
+        """Log p (B, K) of images (B, C, H, W) in [0, 1]."""
         says = (self.trust * self._answers(images)).sum(1)  # (B, K)
         return (says / says.sum(1, keepdim=True)).clamp_min(LEAST).log()
-
-    def answer(self, images: Tensor, shares: Tensor) -> Tensor:
-        """Log p (B, K) of images that were made for known classes.
-
-        Args:
-            images: (B, C, H, W) in [0, 1].
-            shares: (B, K), of which classes each image was made, classes that some member knows;
-                rows sum to 1.
-        """
-        judges = shares @ self.trust.T  # (B, N), rows sum to 1
-        return (judges.unsqueeze(2) * self._answers(images)).sum(1).clamp_min(LEAST).log()
 
     def _answers(self, images: Tensor) -> Tensor:
         """What each member says, (B, N, K): rows sum to 1, nothing for what it does not know."""
         return torch.stack([member(images).float().softmax(1) for member in self._members], 1)
+
+
+class TeacherWithMemory(Ensemble):
+    """A teacher for the classes that it knows, an earlier student for the others.
+
+    A student that starts from one of more classes would forget those that its teacher does not
+    know. So images are drawn out of the earlier student too (generative replay, Shin et al. 2017,
+    arXiv:1705.08690). Whether an image is of the teacher's classes at all, only the earlier student
+    can say; which of them, the teacher says: with m(x) the earlier student's probability that x is
+    of the teacher's classes,
+
+        p(c|x) = m(x) softmax_teacher(c|x) of the teacher's classes, softmax_earlier(c|x) of others
+
+    What the student then knows of the others is not this teacher's to claim.
+
+    Args:
+        teacher: Knows some of the classes of its card.
+        earlier: Knows all of them, in the same order.
+    """
+
+    def __init__(self, teacher: Teacher, earlier: Teacher) -> None:
+        others = [label for label in earlier.known if label not in teacher.known]
+        members = (teacher, earlier.knowing(others))
+        super().__init__([Member(one, (1.0,) * len(one.known)) for one in members])
+        self.sha256 = teacher.sha256
+        self.earlier = earlier
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Log p (B, K) of images (B, C, H, W) in [0, 1]."""
+        own = list(self.credited)
+        says = self.earlier(images).float().softmax(1)
+        among_own = self.members[0](images).float().softmax(1)[:, own]
+        told = says[:, own].sum(1, keepdim=True) * among_own
+        places = torch.tensor(own, device=images.device)
+        log_p: Tensor = says.index_copy(1, places, told).clamp_min(LEAST).log()
+        return log_p
+
+    @property
+    def credited(self) -> tuple[int, ...]:
+        """The teacher's own classes."""
+        return self.members[0].known
+
+    @property
+    def architecture(self) -> str:
+        """The teacher's."""
+        return self.members[0].architecture
 
 
 def ensemble_sha256(digests: Sequence[str]) -> str:

@@ -19,7 +19,11 @@ from genkd.baselines.fastdfkd import FastDfkd
 from genkd.baselines.nayer import Nayer
 from genkd.baselines.noise import Noise
 from genkd.device import Device
+from genkd.ensemble import Ensemble
 from genkd.errors import ConfigurationError
+from genkd.frozen_prior import FrozenPrior
+from genkd.generative_model import GenerativeModel
+from genkd.pixel_synthesis import PixelSynthesiser
 from genkd.recipe import Recipe
 from genkd.synthesis import Synthesiser, SynthesisMethod
 from genkd.teacher import Teacher
@@ -42,6 +46,7 @@ def make_synthesiser(
     device: Device,
     generator: torch.Generator,
     label_embeddings: Tensor | None = None,
+    prior: GenerativeModel | None = None,
 ) -> SynthesisMethod:
     """What makes images the way the recipe says.
 
@@ -51,6 +56,7 @@ def make_synthesiser(
         device: Where.
         generator: Source of everything random there, on the device.
         label_embeddings: float32 (K, e) for the method nayer; None: the teacher's last layer.
+        prior: What the method frozen-prior draws on; for no other.
 
     Raises:
         ConfigurationError: If the method cannot work with this teacher or takes no embeddings.
@@ -58,9 +64,33 @@ def make_synthesiser(
     require_embeddings_fit(recipe, label_embeddings is not None)
     if recipe.method == "genkd":
         return Synthesiser(teacher, recipe, device, generator)
+    if recipe.method == "genkd-pixel":
+        return PixelSynthesiser(teacher, recipe, device, generator)
+    if prior is not None:
+        return FrozenPrior(teacher, recipe, device, generator, prior)
     if recipe.method == "nayer":
         return Nayer(teacher, recipe, device, generator, label_embeddings)
     return BASELINES[recipe.method](teacher, recipe, device, generator)
+
+
+def make_synthesisers(
+    teacher: Teacher | Ensemble,
+    recipe: Recipe,
+    device: Device,
+    generator: torch.Generator,
+    label_embeddings: Tensor | None = None,
+    prior: GenerativeModel | None = None,
+) -> list[SynthesisMethod]:
+    """Those that take turns to make images: GenKD draws out of all members of an ensemble at once.
+
+    The field's methods know one teacher only. Arguments and errors as of `make_synthesiser`.
+    """
+    if recipe.method == "genkd":
+        return [Synthesiser(teacher, recipe, device, generator)]
+    return [
+        make_synthesiser(one, recipe, device, generator, label_embeddings, prior)
+        for one in teacher.members
+    ]
 
 
 def require_embeddings_fit(recipe: Recipe, given: bool) -> None:

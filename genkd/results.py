@@ -24,6 +24,7 @@ from genkd.device import Device
 from genkd.digest import sha256_bytes
 from genkd.ensemble import Ensemble
 from genkd.errors import ConfigurationError
+from genkd.generative_model import GenerativeModel
 from genkd.recipe import Recipe
 from genkd.run_directory import RunDirectory
 from genkd.student import NormalisedStudent
@@ -47,6 +48,7 @@ def write_results(
     recipe: Recipe,
     device: Device,
     seed: int,
+    prior: GenerativeModel | None = None,
 ) -> None:
     """Everything of the run directory but the report, the student's file last of its pair.
 
@@ -70,11 +72,7 @@ def write_results(
     images = torch.zeros(batch, image.channels, image.height, image.width, device=device.torch)
     cost = {name: measure_cost(m, images) for name, m in (("teacher", teacher), ("student", model))}
     shas = {"teacher": teacher.sha256, "student": sha256_bytes(data)}
-    many = f"{len(teacher.members)} students" if isinstance(teacher, Ensemble) else None
-    names = {
-        "teacher": many or teacher.card.spec.architecture,
-        "student": card.spec.architecture,
-    }
+    names = {"teacher": teacher.architecture, "student": card.spec.architecture}
     run.write_json(
         "result.json",
         {
@@ -104,6 +102,7 @@ def write_results(
                 name: {"architecture": names[name], "sha256": shas[name], **cost[name].as_json()}
                 for name in ("teacher", "student")
             },
+            "prior": prior and {"family": prior.card.family, "sha256": prior.sha256},
             "class_names": card.class_names,
             "agreement_per_class": _agreement_per_class(
                 teacher, model, trained.bank, device, batch
@@ -117,7 +116,10 @@ def write_results(
 def _agreement_per_class(
     teacher: Teacher | Ensemble, model: nn.Module, bank: SynthesisBank, device: Device, batch: int
 ) -> list[float | None]:
-    """Of an even selection of the bank, as stored: how often the student agrees, by class."""
+    """Of an even selection of the bank, as stored: how often the student agrees, by class.
+
+    None for a class without images, and for one that is not this teacher's to teach.
+    """
     classes = teacher.card.spec.num_classes
     images, labels, _ = bank.samples(max(1, AGREEMENT_IMAGES // classes), classes)
     agreed = torch.zeros(classes)
@@ -127,7 +129,10 @@ def _agreement_per_class(
         x = as_images(part.to(device.torch))
         same = (model(x).argmax(1) == teacher(x).argmax(1)).float().cpu()
         agreed.index_add_(0, label, same)
-    return [float(a / n) if n else None for a, n in zip(agreed, count, strict=True)]
+    return [
+        float(agreed[label] / count[label]) if count[label] and label in teacher.credited else None
+        for label in range(classes)
+    ]
 
 
 def _samples(bank: SynthesisBank, num_classes: int) -> bytes:

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from genkd.augmentation import augment
 from genkd.bank import SynthesisBank
@@ -153,17 +152,13 @@ class StudentLearner:
     def _step(self, teacher: Teacher | Ensemble, bank: SynthesisBank) -> dict[str, Tensor]:
         recipe = self.recipe
         with torch.no_grad():
-            stored, labels = bank.draw(self.batch, self.random)
-            images, shares = augment(
-                stored,
-                functional.one_hot(labels, teacher.card.spec.num_classes).float(),
-                affine=recipe.affine,
-                mixed_share=recipe.mixed_share,
-                generator=self.random,
+            stored, _ = bank.draw(self.batch, self.random)
+            images = augment(
+                stored, affine=recipe.affine, mixed_share=recipe.mixed_share, generator=self.random
             )
             images = images.contiguous(memory_format=torch.channels_last)
             with self.device.autocast():
-                teacher_logits = teacher.answer(images, shares)
+                teacher_logits = teacher(images)
         with self.device.autocast():
             student_logits = self.student(images)
         loss = distillation_loss(teacher_logits, student_logits, recipe.temperature)

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from genkd.bank import as_images, quantise
-from genkd.batch_statistics import BatchStatistics
 from genkd.device import Device
-from genkd.generator import Generator, distinct, label_embeddings
+from genkd.ensemble import Ensemble
+from genkd.generator import Generator
 from genkd.losses import (
     class_cross_entropy,
     class_entropy,
@@ -36,6 +36,7 @@ from genkd.losses import (
 from genkd.prior import LatentPrior, Proposal
 from genkd.recipe import Recipe
 from genkd.rejection import rejection_sample
+from genkd.sources import Sources
 from genkd.teacher import Teacher
 
 # DCGAN's choice (arXiv:1511.06434): a fast-changing loss wants little momentum.
@@ -53,6 +54,7 @@ class SyntheticBatch:
         losses: Scalars on the device, detached.
         health: Likewise.
         teacher_passes: Images that went through the teacher.
+        warnings: What a person should know, a sentence each.
     """
 
     images: Tensor
@@ -61,6 +63,7 @@ class SyntheticBatch:
     losses: dict[str, Tensor]
     health: dict[str, Tensor]
     teacher_passes: int
+    warnings: tuple[str, ...] = ()
 
 
 class SynthesisMethod(Protocol):
@@ -94,7 +97,8 @@ class Synthesiser:
     """GenKD's way, a `SynthesisMethod`: the generator, its prior and what they remember.
 
     Args:
-        teacher: On the device, in channels-last memory.
+        teacher: On the device, in channels-last memory. Of an ensemble all members are drawn from
+            by one generator.
         recipe: What to do.
         device: Where.
         generator: Source of everything random here, on the device.
@@ -104,19 +108,20 @@ class Synthesiser:
     """
 
     def __init__(
-        self, teacher: Teacher, recipe: Recipe, device: Device, generator: torch.Generator
+        self,
+        teacher: Teacher | Ensemble,
+        recipe: Recipe,
+        device: Device,
+        generator: torch.Generator,
     ) -> None:
         card = teacher.card
-        self.teacher, self.recipe, self.device, self.random = teacher, recipe, device, generator
-        self.known = torch.tensor(teacher.known, device=device.torch)
+        self.recipe, self.device, self.random = recipe, device, generator
+        self.sources = Sources(teacher, recipe.statistics_momentum, device)
         self.num_classes = card.spec.num_classes
         self.batch = recipe.batch
         self.rounds = 0
         self.teacher_passes = 0
-        rows = label_embeddings(teacher, len(teacher.places), "teacher", generator)
-        asked = rows[[teacher.places.index(one) for one in teacher.known]]
-        embeddings = rows.new_zeros(self.num_classes, rows.shape[1])
-        embeddings[list(teacher.known)] = distinct(asked)  # nothing is asked of the other classes
+        embeddings = self.sources.embeddings(generator)
         self.generator = Generator(
             recipe.latent_dim,
             embeddings,
@@ -128,7 +133,6 @@ class Synthesiser:
             generator=generator,
         ).to(device.torch)
         self.optimizer = self._new_optimizer()
-        self.statistics = BatchStatistics(teacher, momentum=recipe.statistics_momentum)
         self.prior = LatentPrior(embeddings, recipe, device, generator) if recipe.energy else None
 
     def synthesise(self, student: nn.Module, *, steer: bool) -> SyntheticBatch:
@@ -148,17 +152,18 @@ class Synthesiser:
         with frozen(student):
             for _ in range(self.recipe.generator_steps):
                 losses = self._generator_step(proposal, student, steer)
-        self.statistics.update()
+        self.sources.update()
         images, logits, student_logits = self._draw(proposal.latents, proposal.labels, student)
-        log_probability = label_log_probability(logits, proposal.labels)
-        chosen = self._choose(logits, proposal.labels, log_probability)
+        labels = self.sources.class_of[proposal.labels]
+        log_probability = label_log_probability(logits, labels)
+        chosen = self._choose(logits, labels, log_probability)
         agree = (student_logits.argmax(1) == logits.argmax(1)).float().mean()
         health = {
             "acceptance": chosen.float().mean(),
             "class_entropy": class_entropy(logits),
             "agreement_on_new": agree,
             "pixel_deviation": within_class_deviation(
-                as_images(images), proposal.labels, self.num_classes
+                as_images(images), labels, self.num_classes
             ).nanmean(),
         }
         if self.prior is not None:
@@ -169,7 +174,7 @@ class Synthesiser:
             health |= figures
         return SyntheticBatch(
             images[chosen],
-            proposal.labels[chosen],
+            labels[chosen],
             log_probability[chosen].exp(),
             losses,
             health,
@@ -185,7 +190,7 @@ class Synthesiser:
 
     def close(self) -> None:
         """Take the hooks off the teacher."""
-        self.statistics.remove()
+        self.sources.close()
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint; the random state is the caller's."""
@@ -195,7 +200,7 @@ class Synthesiser:
             "teacher_passes": self.teacher_passes,
             "generator": self.generator.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "statistics": self.statistics.state_dict(),
+            "sources": self.sources.state_dict(),
             "prior": None if self.prior is None else self.prior.state_dict(),
         }
 
@@ -205,7 +210,7 @@ class Synthesiser:
         self.teacher_passes = state["teacher_passes"]
         self.generator.load_state_dict(state["generator"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.statistics.load_state_dict(state["statistics"])
+        self.sources.load_state_dict(state["sources"])
         if self.prior is not None:
             self.prior.load_state_dict(state["prior"])
 
@@ -221,33 +226,31 @@ class Synthesiser:
             self.prior.forget(self.random)
 
     def _propose(self) -> Proposal:
-        """Latents for a batch with as many of each class as possible, in random order."""
-        on = self.device.torch
-        # A random start, so that classes that do not fit into this batch come in another.
-        count = len(self.known)
-        first = torch.randint(count, (), generator=self.random, device=on)
-        labels = self.known[(torch.arange(self.batch, device=on) + first) % count]
-        labels = labels[torch.randperm(self.batch, generator=self.random, device=on)]
+        """Latents for a batch; its labels are requests of `Sources`."""
+        requests = self.sources.draw(self.batch, self.random)
         if self.prior is not None:
-            return self.prior.draw(labels, self.random)
+            return self.prior.draw(requests, self.random)
         shape = (self.batch, self.recipe.latent_dim)
         if self.recipe.rejection_candidates == 0:
-            return Proposal(torch.randn(shape, generator=self.random, device=on), labels, None)
+            latents = torch.randn(shape, generator=self.random, device=self.device.torch)
+            return Proposal(latents, requests, None)
         latents = rejection_sample(
             self._log_weight,
-            labels,
+            requests,
             self.recipe.latent_dim,
             candidates=self.recipe.rejection_candidates,
             generator=self.random,
         )
-        return Proposal(latents, labels, None)
+        return Proposal(latents, requests, None)
 
     @torch.no_grad()
-    def _log_weight(self, latents: Tensor, labels: Tensor) -> Tensor:
+    def _log_weight(self, latents: Tensor, requests: Tensor) -> Tensor:
         """The v / beta of confirmed images (B,), as the likelihood weighs its positives."""
         with self.device.autocast():
-            logits = self.teacher(as_images(quantise(self.generator(latents, labels)))).float()
+            images = as_images(quantise(self.generator(latents, requests)))
+            logits = self.sources.answer(images, requests).float()
         self.teacher_passes += len(latents)
+        labels = self.sources.class_of[requests]
         scaled = label_log_probability(logits, labels) / self.recipe.positive_temperature
         return scaled.masked_fill(logits.argmax(1) != labels, -1e4)
 
@@ -257,9 +260,9 @@ class Synthesiser:
         recipe = self.recipe
         with self.device.autocast():
             images = self.generator(proposal.latents, proposal.labels).float()
-            logits, statistics = self.statistics.measure(images)
+            logits, statistics = self.sources.measure(images, proposal.labels)
         self.teacher_passes += len(images)
-        label_loss = class_cross_entropy(logits, proposal.labels)
+        label_loss = class_cross_entropy(logits, self.sources.class_of[proposal.labels])
         loss = recipe.statistics_weight * statistics + recipe.label_loss_weight * label_loss
         losses = {"statistics": statistics.detach(), "label": label_loss.detach()}
         if recipe.smoothness_weight:
@@ -277,13 +280,13 @@ class Synthesiser:
 
     @torch.no_grad()
     def _draw(
-        self, latents: Tensor, labels: Tensor, student: nn.Module
+        self, latents: Tensor, requests: Tensor, student: nn.Module
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Images as the bank would keep them, and what teacher and student say of just those."""
         with self.device.autocast():
-            images = quantise(self.generator(latents, labels))
+            images = quantise(self.generator(latents, requests))
             stored = as_images(images)
-            logits, student_logits = self.teacher(stored), student(stored)
+            logits, student_logits = self.sources.answer(stored, requests), student(stored)
         self.teacher_passes += len(images)
         return images, logits.float(), student_logits.float()
 
@@ -309,16 +312,16 @@ class Synthesiser:
         steer: bool,
     ) -> dict[str, Tensor]:
         """Positives are this round's own verified latents: older ones mean other images by now."""
-        verified = logits.argmax(1) == proposal.labels
+        verified = logits.argmax(1) == self.sources.class_of[proposal.labels]
         # Weight zero in place of leaving out: no shape depends on the data, so nothing waits.
         score = log_probability.masked_fill(~verified, -1e4)
         weights = self_normalised_weights(score, self.recipe.positive_temperature)
         rewards = masked_divergence(logits, student_logits)
 
-        def reward_of(latents: Tensor, labels: Tensor) -> Tensor:
+        def reward_of(latents: Tensor, requests: Tensor) -> Tensor:
             if self.recipe.policy_gradient == "pathwise":
-                return self._differentiable_reward(latents, labels, student)
-            _, teacher_says, student_says = self._draw(latents, labels, student)
+                return self._differentiable_reward(latents, requests, student)
+            _, teacher_says, student_says = self._draw(latents, requests, student)
             return masked_divergence(teacher_says, student_says)
 
         return prior.learn(
@@ -329,11 +332,13 @@ class Synthesiser:
             self.random,
         )
 
-    def _differentiable_reward(self, latents: Tensor, labels: Tensor, student: nn.Module) -> Tensor:
+    def _differentiable_reward(
+        self, latents: Tensor, requests: Tensor, student: nn.Module
+    ) -> Tensor:
         """The reward (B,) of images before quantising, which would stop its gradient."""
         with self.device.autocast():
-            images = self.generator(latents, labels)
-            logits, student_logits = self.teacher(images), student(images)
+            images = self.generator(latents, requests)
+            logits, student_logits = self.sources.answer(images, requests), student(images)
         self.teacher_passes += len(images)
         return masked_divergence(logits, student_logits)
 

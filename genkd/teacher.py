@@ -112,16 +112,6 @@ class Teacher(nn.Module):
             outputs = outputs[:, [self.places.index(one) for one in self.known]]
         return logits.index_copy(1, known, outputs)
 
-    def answer(self, images: Tensor, shares: Tensor) -> Tensor:
-        """Logits of images made for a student; one teacher needs no telling whose they are.
-
-        Args:
-            images: As `forward` takes them.
-            shares: (B, K), of which classes each image was made; see `Ensemble.answer`.
-        """
-        logits: Tensor = self(images)
-        return logits
-
     def knowing(self, classes: Sequence[int]) -> Self:
         """The same network, asked about some of its classes only.
 

@@ -23,7 +23,8 @@ from genkd.cost import is_out_of_memory, memory_in_use_bytes
 from genkd.device import Device
 from genkd.ensemble import Ensemble
 from genkd.errors import ConfigurationError, ResourceExhausted
-from genkd.methods import make_synthesiser
+from genkd.generative_model import GenerativeModel
+from genkd.methods import make_synthesisers
 from genkd.recipe import Budget, Recipe
 from genkd.run_directory import RunDirectory
 from genkd.student import StudentLearner
@@ -108,13 +109,13 @@ class _Training:
         device: Device,
         seed: int,
         label_embeddings: Tensor | None = None,
+        prior: GenerativeModel | None = None,
     ) -> None:
         image = teacher.card.input
         self.random = device.generator(seed)
-        sources = teacher.members if isinstance(teacher, Ensemble) else (teacher,)
-        self.synthesisers = [
-            make_synthesiser(one, recipe, device, self.random, label_embeddings) for one in sources
-        ]
+        self.synthesisers = make_synthesisers(
+            teacher, recipe, device, self.random, label_embeddings, prior
+        )
         self.learner = StudentLearner(student, recipe, device, self.random)
         shape = (image.channels, image.height, image.width)
         self.bank = SynthesisBank(recipe.bank_images, shape, device.torch)
@@ -139,7 +140,7 @@ class _Training:
 
     @property
     def synthesiser(self) -> SynthesisMethod:
-        """Whose round it is: every member of an ensemble in turn."""
+        """Whose round it is: they take turns."""
         return self.synthesisers[self.round % len(self.synthesisers)]
 
     def halve_batch(self) -> int:
@@ -192,6 +193,7 @@ def train_student(
     run: RunDirectory,
     on_progress: Callable[[Progress], None] | None = None,
     label_embeddings: Tensor | None = None,
+    prior: GenerativeModel | None = None,
 ) -> Trained:
     """Train `student` in place until the budget is spent; resumes from the run's checkpoint.
 
@@ -200,7 +202,7 @@ def train_student(
     on the machine.
 
     Args:
-        teacher: On the device. Of an ensemble, each member synthesises in turn.
+        teacher: On the device; may be an ensemble.
         student: On the device; maps images in [0, 1] to logits; any initial weights.
         recipe: What to do.
         budget: When to stop.
@@ -210,13 +212,14 @@ def train_student(
         on_progress: Called after each round. What it raises ends the training after a checkpoint;
             the run can be resumed.
         label_embeddings: float32 (K, e), for the method that takes them.
+        prior: A public generative model, for the method that draws on one.
 
     Raises:
         ConfigurationError: If a loss is no longer a number, the teacher confirms no image, or the
             recipe's method cannot work with it.
         ResourceExhausted: If memory runs out even with the smallest batch, or the disk is full.
     """
-    training = _Training(teacher, student, recipe, device, seed, label_embeddings)
+    training = _Training(teacher, student, recipe, device, seed, label_embeddings, prior)
     state = run.load_checkpoint()  # before the first event: it cuts off what came later
     if state is None:
         run.event("start", seed=seed, budget=str(budget), device=str(device.torch))
@@ -288,6 +291,8 @@ def _round(
         training.round,
     )
     training.bank.add(batch.images, batch.labels, batch.confidence)
+    for message in batch.warnings:
+        _warn(run, training.round, message)
     training.note_memory("synthesis")
     synthesised = time.monotonic()
     figures: dict[str, Tensor] = {}
@@ -361,9 +366,12 @@ def _in_memory(
                 ) from error
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        message = f"out of memory: the batch is halved to {batch} images"
-        run.event("warning", round=round_number, message=message)
-        LOG.warning(message)
+        _warn(run, round_number, f"out of memory: the batch is halved to {batch} images")
+
+
+def _warn(run: RunDirectory, round_number: int, message: str) -> None:
+    run.event("warning", round=round_number, message=message)
+    LOG.warning(message)
 
 
 def _progress(training: _Training, budget: Budget) -> Progress:

@@ -25,29 +25,11 @@ def seeded(seed: int = 0, device: str = "cpu") -> torch.Generator:
     return torch.Generator(device).manual_seed(seed)
 
 
-def augmented(
-    images: Tensor, *, affine: float, mixed_share: float, generator: torch.Generator
-) -> Tensor:
-    """The images alone."""
-    shares = torch.ones(len(images), 1, device=images.device)
-    return augment(images, shares, affine=affine, mixed_share=mixed_share, generator=generator)[0]
-
-
-def test_shares_tell_of_which_classes_a_blended_image_is() -> None:
-    # Image i is i everywhere, and of class i: shares tell how much of which is in each.
-    images = (torch.arange(8.0) / 8).view(8, 1, 1, 1).expand(8, 1, 16, 16)
-    out, shares = augment(images, torch.eye(8), affine=0, mixed_share=0.5, generator=seeded())
-    torch.testing.assert_close(shares.sum(1), torch.ones(8))
-    torch.testing.assert_close(out[:, 0, 0, 0], shares @ (torch.arange(8.0) / 8))
-    assert int((shares.amax(1) < 1).sum()) > 0
-    assert torch.equal(shares[4:], torch.eye(8)[4:])
-
-
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_images_stay_images(channels: int, device: str) -> None:
     images = noise(64, channels, device=device)
-    out = augmented(images, affine=1.0, mixed_share=0.5, generator=seeded(device=device))
+    out = augment(images, affine=1.0, mixed_share=0.5, generator=seeded(device=device))
     assert out.shape == images.shape
     assert out.dtype is torch.float32
     assert out.device == images.device
@@ -58,24 +40,24 @@ def test_images_stay_images(channels: int, device: str) -> None:
 def test_same_generator_state_same_images_and_the_global_one_is_left_alone() -> None:
     images, before = noise(), torch.get_rng_state()
     first, second = (
-        augmented(images, affine=1.0, mixed_share=0.5, generator=seeded(7)) for _ in range(2)
+        augment(images, affine=1.0, mixed_share=0.5, generator=seeded(7)) for _ in range(2)
     )
     assert torch.equal(first, second)
     assert torch.equal(torch.get_rng_state(), before)
-    other = augmented(images, affine=1.0, mixed_share=0.5, generator=seeded(8))
+    other = augment(images, affine=1.0, mixed_share=0.5, generator=seeded(8))
     assert not torch.equal(first, other)
 
 
 def test_a_stored_image_is_never_changed() -> None:
     images = noise()
     before = images.clone()
-    augmented(images, affine=1.0, mixed_share=1.0, generator=seeded())
+    augment(images, affine=1.0, mixed_share=1.0, generator=seeded())
     assert torch.equal(images, before)
 
 
 def test_no_strength_and_no_mixing_leaves_images_where_they_are() -> None:
     images = noise()
-    assert torch.equal(augmented(images, affine=0, mixed_share=0, generator=seeded()), images)
+    assert torch.equal(augment(images, affine=0, mixed_share=0, generator=seeded()), images)
 
 
 def test_at_strength_zero_half_of_the_images_are_mirrored_and_nothing_else_happens() -> None:
@@ -113,7 +95,7 @@ def test_what_comes_in_from_outside_is_black() -> None:
 @pytest.mark.parametrize(("share", "mixed"), [(0.0, 0), (0.03, 0), (0.25, 8), (0.5, 16), (1.0, 32)])
 def test_only_the_first_share_is_blended(share: float, mixed: int) -> None:
     images = noise(32)
-    out = augmented(images, affine=0, mixed_share=share, generator=seeded())
+    out = augment(images, affine=0, mixed_share=share, generator=seeded())
     assert torch.equal(out[mixed:], images[mixed:])
     blended = (out[:mixed] != images[:mixed]).flatten(1).any(1)
     assert int(blended.sum()) >= 0.7 * mixed  # some may be blended with themselves
@@ -121,4 +103,4 @@ def test_only_the_first_share_is_blended(share: float, mixed: int) -> None:
 
 def test_a_single_image_has_nobody_to_be_blended_with() -> None:
     image = noise(1)
-    assert torch.equal(augmented(image, affine=0, mixed_share=1, generator=seeded()), image)
+    assert torch.equal(augment(image, affine=0, mixed_share=1, generator=seeded()), image)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from genkd.card import InputCard, ModelCard, ModelSpec
 from genkd.digest import sha256_bytes
-from genkd.ensemble import LEAST, Ensemble, Member
+from genkd.ensemble import LEAST, Ensemble, Member, TeacherWithMemory
 from genkd.teacher import UNKNOWN, Teacher
 
 CARD = ModelCard(
@@ -63,32 +63,12 @@ def test_a_class_known_to_many_does_not_count_more() -> None:
     torch.testing.assert_close(probability[0], probability[2])
 
 
-def test_of_an_image_made_for_a_class_those_are_asked_who_know_it() -> None:
-    sure = member(0.0, 50.0, 0.0, knows=(1, 2))
-    right = member(3.0, 0.0, 0.0, knows=(0, 1))
-    ensemble = Ensemble([sure, right])
-    shares = torch.tensor([[1.0, 0, 0], [0, 0, 1.0]])
-    assert ensemble.answer(IMAGES, shares).argmax(1).tolist() == [0, 1]
-    answered = ensemble.answer(IMAGES, shares).exp()
-    odds = math.exp(3)
-    torch.testing.assert_close(
-        answered[0], torch.tensor([odds / (1 + odds), 1 / (1 + odds), LEAST])
-    )
-
-
-def test_of_a_blended_image_each_is_believed_by_its_share() -> None:
-    ensemble = Ensemble([member(0.0, 0.0, 0.0, knows=(0,)), member(0.0, 0.0, 0.0, knows=(1, 2))])
-    answered = ensemble.answer(IMAGES, torch.tensor([[0.75, 0.25, 0.0], [0.0, 0.0, 1.0]])).exp()
-    expected = torch.tensor([[0.75, 0.125, 0.125], [LEAST, 0.5, 0.5]])
-    torch.testing.assert_close(answered, expected)
-
-
 def test_of_several_who_know_a_class_the_better_is_believed_more() -> None:
     first = member(0.0, math.log(3), 0.0, knows=(0, 1), competence=(0.25, 1.0))  # 1/4, 3/4
     second = member(math.log(3), 0.0, 0.0, knows=(0, 2), competence=(0.75, 1.0))  # 3/4, 0, 1/4
-    answered = Ensemble([first, second]).answer(IMAGES, torch.tensor([[1.0, 0, 0]] * 2))[0].exp()
-    expected = torch.tensor([0.25 * 0.25 + 0.75 * 0.75, 0.25 * 0.75, 0.75 * 0.25])
-    torch.testing.assert_close(answered, expected)
+    probability = Ensemble([first, second])(IMAGES)[0].exp()
+    said = torch.tensor([0.25 * 0.25 + 0.75 * 0.75, 0.75, 0.25])
+    torch.testing.assert_close(probability, said / said.sum())
 
 
 def test_the_less_competent_is_believed_less() -> None:
@@ -97,6 +77,19 @@ def test_the_less_competent_is_believed_less() -> None:
     probability = Ensemble([first, second])(IMAGES)[0].exp()
     expected = (0.5 * 0.25 + 0.75) / 1.5
     torch.testing.assert_close(probability, torch.tensor([expected, 1 - expected, LEAST]))
+
+
+def test_a_teacher_with_a_memory_tells_its_own_classes_apart_and_nothing_else() -> None:
+    # The earlier student: 1/2, 1/4, 1/4; so 3/4 is of the teacher's classes, of which it says 1/10
+    # and 9/10, whatever it may say of the third.
+    earlier = member(math.log(2), 0.0, 0.0, knows=(0, 1, 2)).student
+    teacher = member(0.0, math.log(9), 99.0, knows=(0, 1)).student
+    both = TeacherWithMemory(teacher, earlier)
+    expected = torch.tensor([0.75 * 0.1, 0.75 * 0.9, 0.25])
+    torch.testing.assert_close(both(IMAGES)[0].exp(), expected)
+    assert both.credited == (0, 1)
+    assert both.sha256 == teacher.sha256, "the provenance names the private teacher"
+    assert [one.known for one in both.members] == [(0, 1), (2,)]
 
 
 def test_an_ensemble_is_frozen_and_known_by_its_members_in_any_order() -> None:

@@ -63,8 +63,7 @@ class Counted(nn.Module):
         super().__init__()
         self.teacher, self.card, self.batches = teacher, teacher.card, list[int]()
 
-    def answer(self, images: Tensor, shares: Tensor) -> Tensor:
-        torch.testing.assert_close(shares.sum(1), torch.ones(len(images)))
+    def forward(self, images: Tensor) -> Tensor:
         self.batches.append(len(images))
         assert float(images.min()) >= 0
         assert float(images.max()) <= 1 + 1e-6

@@ -1,0 +1,154 @@
+"""Of whom a generator's images are asked: which member of an ensemble, for which class.
+
+    sources = Sources(teacher, momentum=0.0, device=device)
+    requests = sources.draw(256, generator)  # (B,), each a member and one of its classes
+    logits, distance = sources.measure(images, requests)  # each image by its own member only
+
+A single teacher is an ensemble of one. Of several, one generator draws the images of all at once:
+were each drawn by itself, whoever learns from the images could tell the members' classes apart by
+how the images were made instead of by what they show (CONTRIBUTING.md has the figures).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from genkd.batch_statistics import BatchStatistics
+from genkd.device import Device
+from genkd.ensemble import Ensemble
+from genkd.generator import distinct, label_embeddings
+from genkd.teacher import Teacher
+
+# So many share the batch of a round, chosen anew each time: of fewer images of each, their
+# BatchNorm statistics would say little.
+MEMBERS_A_ROUND = 4
+
+
+class Sources:
+    """The members of an ensemble and the classes that each can be asked for.
+
+    Args:
+        teacher: On the device.
+        momentum: rho of `BatchStatistics`.
+        device: Where.
+
+    Attributes:
+        members: The teachers.
+        class_of: int64 (P,), the class of each request.
+        member_of: int64 (P,), whom it asks.
+    """
+
+    def __init__(self, teacher: Teacher | Ensemble, momentum: float, device: Device) -> None:
+        self.members: Sequence[Teacher] = teacher.members
+        self.num_classes = teacher.card.spec.num_classes
+        on = device.torch
+        asked = [(who, label) for who, one in enumerate(self.members) for label in one.known]
+        self.member_of = torch.tensor([who for who, _ in asked], device=on)
+        self.class_of = torch.tensor([label for _, label in asked], device=on)
+        self.chance = torch.stack([teacher.trust[who, label] for who, label in asked]).to(on)
+        self.statistics = [BatchStatistics(one, momentum=momentum) for one in self.members]
+
+    def embeddings(self, generator: torch.Generator) -> Tensor:
+        """One unit vector (P, e) a request, the last-layer row of its class less what rows share.
+
+        Args:
+            generator: Source of the random directions.
+        """
+        tables = []
+        for one in self.members:
+            rows = label_embeddings(one, len(one.places), "teacher", generator)
+            tables.append(distinct(rows[[one.places.index(label) for label in one.known]]))
+        widest = max(table.shape[1] for table in tables)
+        return torch.cat([functional.pad(table, (0, widest - table.shape[1])) for table in tables])
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Requests int64 (count,), as many of each class as possible, in random order.
+
+        Who is asked for a class is drawn by how well each learnt it.
+        """
+        on = generator.device
+        open_to = self._open(generator)
+        known = torch.unique(self.class_of[open_to])
+        # A random start, so that classes that do not fit into this batch come in another.
+        first = torch.randint(len(known), (), generator=generator, device=on)
+        labels = known[(torch.arange(count, device=on) + first) % len(known)]
+        labels = labels[torch.randperm(count, generator=generator, device=on)]
+        if len(self.members) == 1:
+            return torch.searchsorted(self.class_of, labels)
+        fits = (labels.unsqueeze(1) == self.class_of) & open_to  # (count, P)
+        return torch.multinomial(fits * self.chance, 1, generator=generator).squeeze(1)
+
+    def measure(self, images: Tensor, requests: Tensor) -> tuple[Tensor, Tensor]:
+        """What each image's own member says, and how far the members' statistics are from theirs.
+
+        Args:
+            images: float (B, C, H, W) in [0, 1].
+            requests: int64 (B,).
+
+        Returns:
+            Logits (B, K), and the mean of the members' r_BN weighted by their images.
+        """
+        distance = images.new_zeros(())
+
+        def ask(who: int, part: Tensor) -> Tensor:
+            nonlocal distance
+            logits, far = self.statistics[who].measure(part)
+            distance = distance + far * (len(part) / len(images))
+            return logits
+
+        return self._each(images, requests, ask), distance
+
+    def answer(self, images: Tensor, requests: Tensor) -> Tensor:
+        """Logits (B, K) of each image's own member."""
+        return self._each(images, requests, lambda who, part: self.members[who](part))
+
+    def update(self) -> None:
+        """Let the moving averages of the statistics take in what was measured last."""
+        for one in self.statistics:
+            one.update()
+
+    def close(self) -> None:
+        """Take the hooks off the teachers."""
+        for one in self.statistics:
+            one.remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"statistics": [one.state_dict() for one in self.statistics]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        for one, kept in zip(self.statistics, state["statistics"], strict=True):
+            one.load_state_dict(kept)
+
+    def _open(self, generator: torch.Generator) -> Tensor:
+        """Which requests this round may make, bool (P,)."""
+        on = generator.device
+        if len(self.members) <= MEMBERS_A_ROUND:
+            return torch.ones_like(self.class_of, dtype=torch.bool)
+        order = torch.randperm(len(self.members), generator=generator, device=on)
+        return torch.isin(self.member_of, order[:MEMBERS_A_ROUND])
+
+    def _each(
+        self, images: Tensor, requests: Tensor, ask: Callable[[int, Tensor], Tensor]
+    ) -> Tensor:
+        """The logits (B, K) of `ask` of every member and its own images."""
+        if len(self.members) == 1:
+            return ask(0, images)
+        who_of = self.member_of[requests]
+        logits: Tensor | None = None
+        for who in torch.unique(who_of).tolist():
+            places = (who_of == who).nonzero().squeeze(1)
+            part = images[places].contiguous(memory_format=torch.channels_last)
+            said = ask(who, part)
+            if logits is None:
+                logits = said.new_zeros(len(images), self.num_classes)
+            logits = logits.index_copy(0, places, said)
+        if logits is None:
+            return images.new_zeros(0, self.num_classes)
+        return logits

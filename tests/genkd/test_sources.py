@@ -1,0 +1,111 @@
+"""Who is asked for which class, with members whose answers tell who gave them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from genkd.card import InputCard, ModelCard, ModelSpec
+from genkd.device import choose_device
+from genkd.ensemble import Ensemble, Member
+from genkd.sources import MEMBERS_A_ROUND, Sources
+from genkd.teacher import Teacher
+
+CLASSES = 4
+CARD = ModelCard(
+    ModelSpec("fixed", CLASSES, 1), InputCard(8, 8, 1, (0.0,), (1.0,)), ("a", "b", "c", "d"), ""
+)
+CPU = choose_device("cpu", "fp32")
+
+
+class Signing(nn.Module):
+    """Behind one BatchNorm layer, says its number as the logit of every class."""
+
+    def __init__(self, number: int, width: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(1)
+        self.last = nn.Linear(width, CLASSES)
+        self.number = float(number)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.norm(images)
+        return torch.full((len(images), CLASSES), self.number)
+
+
+def member(
+    number: int, *knows: int, competence: tuple[float, ...] | None = None, width: int = 3
+) -> Member:
+    with torch.random.fork_rng():
+        torch.manual_seed(number)
+        student = Teacher(Signing(number, width), CARD, f"{number:064x}").knowing(knows)
+    return Member(student, competence or (1.0,) * len(knows))
+
+
+def sources_of(*members: Member) -> Sources:
+    return Sources(Ensemble(members), 0.0, CPU)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def asked(sources: Sources, count: int = 240, seed: int = 0) -> tuple[Tensor, Tensor]:
+    requests = sources.draw(count, seeded(seed))
+    return sources.member_of[requests], sources.class_of[requests]
+
+
+def test_each_is_asked_for_the_classes_that_it_knows_and_all_classes_equally_often() -> None:
+    who, label = asked(sources_of(member(0, 0, 1), member(1, 3)))
+    assert torch.bincount(label, minlength=CLASSES).tolist() == [80, 80, 0, 80]
+    assert set(zip(who.tolist(), label.tolist(), strict=True)) == {(0, 0), (0, 1), (1, 3)}
+
+
+def test_for_a_class_that_two_know_the_better_is_asked_more_often() -> None:
+    better, other = member(0, 2, competence=(0.9,)), member(1, 2, competence=(0.3,))
+    who, _ = asked(sources_of(better, other), count=4000)
+    assert float((who == 0).float().mean()) == pytest.approx(0.75, abs=0.03)
+
+
+def test_of_many_members_a_few_share_a_round_and_all_have_their_turn() -> None:
+    sources = sources_of(*(member(number, number % CLASSES) for number in range(12)))
+    turns = [set(asked(sources, seed=seed)[0].tolist()) for seed in range(40)]
+    assert all(len(turn) <= MEMBERS_A_ROUND for turn in turns)
+    assert set().union(*turns) == set(range(12))
+
+
+def test_each_image_is_answered_and_measured_by_its_own_member() -> None:
+    sources = sources_of(member(5, 0, 1), member(7, 2))
+    requests = torch.tensor([2, 0, 2, 1, 2])
+    images = torch.rand(5, 1, 8, 8, generator=seeded())
+    expected = [7.0, 5.0, 7.0, 5.0, 7.0]
+    logits, distance = sources.measure(images, requests)
+    for said in (logits, sources.answer(images, requests)):
+        assert said.amax(1).tolist() == expected
+    # By hand: each member's own images, weighted by how many they are.
+    first, second = (
+        one.measure(images[at])[1]
+        for one, at in ((sources.statistics[0], [1, 3]), (sources.statistics[1], [0, 2, 4]))
+    )
+    torch.testing.assert_close(distance, (2 * first + 3 * second) / 5)
+
+
+def test_the_gradient_reaches_every_image() -> None:
+    sources = sources_of(member(0, 0), member(1, 1))
+    images = torch.rand(6, 1, 8, 8, generator=seeded()).requires_grad_()
+    sources.measure(images, torch.tensor([0, 1, 0, 1, 0, 1]))[1].backward()
+    assert images.grad is not None
+    assert bool((images.grad.flatten(1).abs().amax(1) > 0).all())
+
+
+def test_members_of_other_widths_have_embeddings_of_one_length() -> None:
+    table = sources_of(member(0, 0, 1, width=3), member(1, 2, 3, width=5)).embeddings(seeded())
+    assert table.shape == (4, 5)
+    torch.testing.assert_close(table.norm(dim=1), torch.ones(4))
+
+
+def test_one_teacher_is_an_ensemble_of_one() -> None:
+    sources = Sources(member(3, 1, 2).student, 0.0, CPU)
+    who, label = asked(sources, count=10)
+    assert set(who.tolist()) == {0}
+    assert torch.bincount(label, minlength=CLASSES).tolist() == [0, 5, 5, 0]
