@@ -30,6 +30,8 @@ def flower_application(federation: Path) -> Application:
         ConfigurationError: If the database cannot be used.
         ResourceExhausted: If it, or the secret, cannot be written.
     """
+    from starlette.middleware import Middleware
+
     from contracts.flower_private import (
         GRPC_RERE,
         ISOLATION_BY_PROCESS,
@@ -38,6 +40,7 @@ def flower_application(federation: Path) -> Application:
         SuperLinkLifespanConfig,
         create_app,
     )
+    from coordinator.node_limits import NodeLimits
 
     logging.getLogger("flwr").setLevel(logging.WARNING)
     settings = SuperLinkLifespanConfig(
@@ -69,12 +72,14 @@ def flower_application(federation: Path) -> Application:
         fleet_event_log_plugin=None,
     )
     try:
-        application: Application = create_app(settings, SuperLinkLifespan)
+        application = create_app(settings, SuperLinkLifespan)
     except Exception as error:  # of whichever database layer Flower has chosen
         raise ConfigurationError(
             f"{settings.database} cannot be used as the SuperLink's: {type(error).__name__}",
             hint="restore it, or move it away and admit each node again",
         ) from error
+    # The last one stands innermost: what is asked is parsed there, and who asks is proven.
+    application.user_middleware.append(Middleware(NodeLimits, federation=federation))
     return application
 
 
