@@ -22,7 +22,16 @@ from genkd.baselines.presets import METHOD_PRESETS, preset_of, unread_keys
 from genkd.errors import ConfigurationError, UsageError
 
 Method = Literal[
-    "genkd", "noise", "deepinversion", "dafl", "dfad", "zskt", "dfq", "fastdfkd", "nayer"
+    "genkd",
+    "genkd-pixel",
+    "noise",
+    "deepinversion",
+    "dafl",
+    "dfad",
+    "zskt",
+    "dfq",
+    "fastdfkd",
+    "nayer",
 ]
 PolicyGradient = Literal["none", "stationary", "chain", "greedy", "pathwise"]
 BudgetUnit = Literal["seconds", "core-seconds", "passes", "samples"]
@@ -82,12 +91,14 @@ class Recipe:
     """The numbers of one distillation.
 
     Attributes:
-        method: How images come about: "genkd", or one of the field's in `genkd.baselines`.
+        method: How images come about: "genkd"; "genkd-pixel", its EBM in pixels
+            (`genkd.pixel_synthesis`); or one of the field's in `genkd.baselines`.
         budget: What to spend if nothing else is said, as `Budget.parse` takes it.
         batch: Images synthesised at once; halved when memory runs out.
         bank_images: Images the bank keeps; the oldest make room.
         generator_channels: Feature maps before the generator's last convolution.
-        generator_rate: Learning rate of its Adam; without a generator, of the images' own.
+        generator_rate: Learning rate of its Adam; without a generator, of the images' own; of
+            genkd-pixel alpha, a chain's step along its gradient.
         generator_steps: Adam steps for each batch of latents, or of images.
         generator_rounds: Rounds after which the generator starts anew; 0: never. What its latents
             meant is then forgotten with it.
@@ -99,11 +110,13 @@ class Recipe:
         adversarial_weight: lambda_adv of the masked divergence of teacher and student.
         smoothness_weight: lambda_tv of the total variation.
         warm_up: Share of the budget without the adversarial term and the policy gradient.
-        energy: Whether latents come from the latent EBM (else from N(0, I)).
+        energy: Whether latents come from the latent EBM (else from N(0, I)); of genkd-pixel,
+            whether its head learns (else it is zero).
         energy_rate: Learning rate of its Adam.
         energy_steps: Adam steps a round.
         langevin_steps: Steps of a chain.
-        langevin_step_size: s, in prior standard deviations.
+        langevin_step_size: s, in prior standard deviations; of genkd-pixel the noise of a step, in
+            deviations of the teacher's normalised pixels.
         positive_temperature: beta of the weights exp(v / beta) of positives, in nats of v.
         likelihood_weight: Factor on the likelihood; 0: the policy gradient learns alone.
         policy_gradient: "none", "stationary" or "chain"; of the ablation "greedy", a chain whose
