@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -42,6 +43,7 @@ from genkd.provenance.typed_data import to_hex  # noqa: E402
 TEACHER = EXAMPLES / "disjoint_1.safetensors"
 CLASSES = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
 RUN = "traffic"
+MERGES = re.compile(r"merging 1 releases")
 # Private to the namespaces, as are the ports.
 COORDINATOR, NODE, PREFIX = "10.231.7.1", "10.231.7.2", 30
 NAME_SERVER = "192.0.2.53"  # of a network that exists in documents only (RFC 5737)
@@ -329,10 +331,12 @@ class Federation:
         runs = status["runs"]
         distill, publish = (shlex.split(line) for line in runs[0]["next"])  # type: ignore[index]
         distill[distill.index("TEACHER")] = str(TEACHER)
-        await self.run(self.node, *distill, "--student", student, "--budget", budget)
+        await self.run(self.node, *distill, "--budget", budget)
         mark("publishing")
         await self.run(self.node, *publish)
         mark("collecting")
+        await running.expect(MERGES)
+        mark("merging")
         await running.answer()
         await self._kept(1)
         mark("end")
@@ -405,7 +409,8 @@ def measure(student: str, *, budget: str = "2000passes", idle: float = 60.0) -> 
         "round: start student comes": ("round", "distilling"),
         "round: distilling": ("distilling", "publishing"),
         "round: publishing": ("publishing", "collecting"),
-        "round: collected, merged comes": ("collecting", "end"),
+        "round: release goes out": ("collecting", "merging"),
+        "round: merged student comes": ("merging", "end"),
         "round": ("round", "end"),
     }
     parts = {
@@ -429,6 +434,7 @@ def measure(student: str, *, budget: str = "2000passes", idle: float = 60.0) -> 
         "names_asked": everything.names_asked,
         "elsewhere": everything.elsewhere,
         "packets_lost_by_the_capture": lost,
+        "seconds_from_publishing_to_merging": times["merging"] - times["collecting"],
         "parts": parts,
         "times": times,
     }
@@ -457,6 +463,7 @@ def table(found: dict[str, object]) -> list[str]:
         f"{found['exchange']:,} of them from the publishing on: "
         f"{'reached' if found['exchange_within_bound'] else 'MISSED'}; "
         f"{found['idle_bytes_per_second']} bytes a second when there is nothing to do; "
+        f"merging began {found['seconds_from_publishing_to_merging']:.1f} s after the publishing; "
         f"{found['names_asked']} names asked, elsewhere {found['elsewhere'] or 'nothing'}, "
         f"{found['packets_lost_by_the_capture']} packets lost by the capture",
         "| stretch | s | to the coordinator | full packets | small | headers | acknowledgements "

@@ -1,6 +1,6 @@
 """The two conversations between a coordinator and its nodes, as Flower messages.
 
-    message = Message(CollectRequest(run_id, 1, known=()).to_record(), node_id, COLLECT)
+    message = Message(CollectRequest(run_id, 1, wait=240).to_record(), node_id, COLLECT)
     reply = CollectReply.from_record(answer.content)
 
 A coordinator **collects** a node's finished release and later **shares** the merged one. Nothing
@@ -36,8 +36,9 @@ COLLECT: Final = "query.collect"
 SHARE: Final = "query.share"
 
 MAX_CONTROL_BYTES = 64 * 1024
-MAX_KNOWN = 800  # record ids in one request: what 64 KiB hold
+MAX_REFUSED = 40  # in one request: what 64 KiB hold
 MAX_REASON = 300  # characters
+MAX_WAIT = 3600  # seconds
 MAX_PARENTS_BYTES = 2**26  # 10,000 receipts, each with its Merkle proof
 
 CONTROL, RELEASE, RECEIPTS = "control", "release", "receipts"
@@ -63,8 +64,10 @@ class CollectRequest:
     Attributes:
         run_id: The run, 32 bytes.
         round: The round, 0 to 2^32 - 1.
-        known: Record ids of releases of this node that the coordinator holds already; they are not
-            sent again. At most `MAX_KNOWN`.
+        refused: Why the coordinator does not take releases of this node that it has seen, one line
+            each, by their record ids; they are not sent again. At most `MAX_REFUSED`.
+        wait: For so many seconds the node may keep the question until it has a release to give, 0
+            to `MAX_WAIT`. Asking again and again would cost it more bytes than the answer.
 
     Raises:
         InputFileRefused: If a value does not fit.
@@ -73,16 +76,24 @@ class CollectRequest:
     KIND: ClassVar[str] = "collect"
     run_id: bytes
     round: int
-    known: tuple[bytes, ...] = ()
+    refused: Mapping[bytes, str] = field(default_factory=dict)
+    wait: int = 0
 
     def __post_init__(self) -> None:
         _check_place(self.run_id, self.round)
-        if len(self.known) > MAX_KNOWN or any(len(one) != 32 for one in self.known):
-            raise _refused(f"it names more than {MAX_KNOWN} known releases, or none of 32 bytes")
+        if len(self.refused) > MAX_REFUSED or any(len(one) != 32 for one in self.refused):
+            raise _refused(
+                f"it names more than {MAX_REFUSED} refused releases, or none of 32 bytes"
+            )
+        if not 0 <= self.wait <= MAX_WAIT:
+            raise _refused(f"its wait is not 0 to {MAX_WAIT} seconds")
+        reasons = {one: one_line(reason) for one, reason in sorted(self.refused.items())}
+        object.__setattr__(self, "refused", MappingProxyType(reasons))
 
     def to_record(self) -> RecordDict:
         """The content of a message of type `COLLECT`."""
-        control = {**_place(self.run_id, self.round), "known": [to_hex(k) for k in self.known]}
+        refused = {to_hex(one): reason for one, reason in self.refused.items()}
+        control = {**_place(self.run_id, self.round), "refused": refused, "wait": self.wait}
         return _record(self.KIND, control)
 
     @classmethod
@@ -92,11 +103,14 @@ class CollectRequest:
         Raises:
             InputFileRefused: If it is anything else.
         """
-        control = _control(record, cls.KIND, {"run", "round", "known"})
-        known = control["known"]
-        if not isinstance(known, list) or len(known) > MAX_KNOWN:
-            raise _refused(f"it does not name at most {MAX_KNOWN} known releases")
-        return cls(*_parse_place(control), tuple(parse_bytes32(one) for one in known))
+        control = _control(record, cls.KIND, {"run", "round", "refused", "wait"})
+        refused, wait = control["refused"], control["wait"]
+        if not isinstance(refused, dict) or len(refused) > MAX_REFUSED:
+            raise _refused(f"it does not name at most {MAX_REFUSED} refused releases")
+        if type(wait) is not int:
+            raise _refused("its wait is not a number")
+        reasons = {parse_bytes32(one): _parse_line(text) for one, text in refused.items()}
+        return cls(*_parse_place(control), reasons, wait)
 
 
 @dataclass(frozen=True)
@@ -342,7 +356,10 @@ def _parse_place(control: Mapping[str, object]) -> tuple[bytes, int]:
 
 
 def _parse_reason(control: Mapping[str, object]) -> str:
-    reason = control["reason"]
+    return _parse_line(control["reason"])
+
+
+def _parse_line(reason: object) -> str:
     if not isinstance(reason, str) or one_line(reason) != reason:
         raise _refused(f"its reason is not one printable line of {MAX_REASON} characters")
     return reason

@@ -2,10 +2,10 @@
 
 Flower's public surface (`flwr.app`, `flwr.clientapp`, `flwr.serverapp`, `flwr.simulation`) is
 enough for the apps. It is not enough for a SuperLink with two listeners, for a ServerApp that runs
-in the coordinator's own process, where the keys are, and for an executor that never unpacks what a
-SuperLink sends. What these three need is imported here and nowhere else; flwr is pinned to one
-version, and `tests/contracts/test_flower_private.py` checks every name and signature, so a new
-version either passes or says what moved.
+in the coordinator's own process, where the keys are, for an executor that never unpacks what a
+SuperLink sends, and for a SuperNode that costs its line little. What these need is imported here
+and nowhere else; flwr is pinned to one version, and `tests/contracts/test_flower_private.py` checks
+every name and signature, so a new version either passes or says what moved.
 
 Without private names there is a fallback: stock `flower-superlink`, `flower-supernode` and
 `flwr run`, see CONTRIBUTING.
@@ -13,6 +13,10 @@ Without private names there is a fallback: stock `flower-superlink`, `flower-sup
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
 from flwr.common.constant import ISOLATION_MODE_PROCESS as ISOLATION_BY_PROCESS
 from flwr.common.constant import TRANSPORT_TYPE_GRPC_RERE as GRPC_RERE
 from flwr.common.constant import ErrorCode, Status, SubStatus
@@ -38,6 +42,7 @@ from flwr.proto.control_pb2 import (
     UnregisterNodeRequest,
     UnregisterNodeResponse,
 )
+from flwr.proto.fleet_pb2 import DeactivateNodeRequest, PullMessagesRequest
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import (
@@ -47,10 +52,12 @@ from flwr.proto.runtime_pb2 import (
     PullAppMessagesResponse,
     PullTaskInputRequest,
     PullTaskInputResponse,
+    PushAppMessagesRequest,
     PushTaskOutputRequest,
     PushTaskOutputResponse,
     SendTaskHeartbeatRequest,
 )
+from flwr.supercore import heartbeat as _heartbeat
 from flwr.supercore import telemetry as _telemetry
 from flwr.supercore.constant import TaskType
 from flwr.supercore.control.control_http_client import ControlHttpClient
@@ -79,6 +86,9 @@ from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
 from flwr.superlink.config_loader import SuperLinkLifespanConfig
 from flwr.superlink.grid.http_grid import HttpGrid
 from flwr.superlink.main import create_app
+from flwr.supernode import fleet_http_connection as _fleet_http_connection
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 # Read from the environment when flwr is first imported, which an app may have done before us.
@@ -86,6 +96,13 @@ _telemetry.FLWR_TELEMETRY_ENABLED = "0"
 
 # The one call of a SuperLink's Runtime API that the shared secret of its executors protects.
 ACQUIRE_TASK = "/flwr.proto.Runtime/AcquireTask"
+PULL_MESSAGES = "/flwr.proto.Fleet/PullMessages"
+
+# Of a connection that is not used, a request for messages that waits, and what keeps a node online.
+SECONDS_TO_KEEP_CONNECTION = 140.0
+SECONDS_TO_WAIT = 100
+SECONDS_OF_GRACE = 20.0
+SECONDS_BETWEEN_HEARTBEATS = 120
 
 __all__ = [
     "ACQUIRE_TASK",
@@ -94,8 +111,10 @@ __all__ = [
     "AcquireTaskRequest",
     "AcquireTaskResponse",
     "ControlHttpClient",
+    "DeactivateNodeRequest",
     "ErrorCode",
     "Fab",
+    "FleetHttpClient",
     "HeartbeatSender",
     "HttpGrid",
     "ListNodesRequest",
@@ -104,13 +123,17 @@ __all__ = [
     "ListRunsResponse",
     "NoOpControlAuthnPlugin",
     "Node",
+    "NodeAuthHttpInterceptor",
     "ObjectTree",
     "PullAppMessagesRequest",
     "PullAppMessagesResponse",
+    "PullMessagesRequest",
     "PullTaskInputRequest",
     "PullTaskInputResponse",
+    "PushAppMessagesRequest",
     "PushTaskOutputRequest",
     "PushTaskOutputResponse",
+    "QuietFleetClient",
     "RegisterNodeRequest",
     "RegisterNodeResponse",
     "RetryInvoker",
@@ -150,6 +173,7 @@ __all__ = [
     "pull_task_input",
     "push_message",
     "push_task_output",
+    "quieten_supernode",
     "run_from_proto",
 ]
 
@@ -168,3 +192,75 @@ def grid_over(client: RuntimeHttpClient, run: Run, token: str) -> HttpGrid:
     grid._client = client
     grid.set_run(run)
     return grid
+
+
+class _LongPoll:
+    """Lets the SuperLink keep a request for messages until there is one (RFC 7240, `wait`).
+
+    Not the first, nor one after a failure: Flower says that it is connected when it is answered.
+    """
+
+    def __init__(self) -> None:
+        self._is_connected = False
+
+    def intercept(self, context: Any, call_next: Any) -> httpx.Response:
+        if context.rpc_method != PULL_MESSAGES:
+            other: httpx.Response = call_next(context)
+            return other
+        if self._is_connected:
+            context.request.headers["prefer"] = f"wait={SECONDS_TO_WAIT}"
+            read = SECONDS_TO_WAIT + SECONDS_OF_GRACE
+            context.request.extensions["timeout"] |= {"read": read}
+        self._is_connected = False
+        answer: httpx.Response = call_next(context)
+        self._is_connected = answer.is_success
+        return answer
+
+
+class QuietFleetClient(FleetHttpClient):
+    """A SuperNode's client that says little: its requests wait, and its connections last.
+
+    Flower's asks for messages every three seconds, 1.2 kB each time, on connections that it closes
+    after five seconds of silence. A SuperLink that knows nothing of waiting answers this one, too.
+
+    Args:
+        base_url: The SuperLink.
+        interceptors: As Flower's.
+        verify: Likewise.
+        timeout: Likewise, in seconds.
+        retry_invoker: Likewise.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        interceptors: Sequence[Any] = (),
+        verify: Any = True,
+        timeout: float = 30.0,
+        retry_invoker: RetryInvoker | None = None,
+    ) -> None:
+        super().__init__(
+            base_url,
+            interceptors=(*interceptors, _LongPoll()),
+            verify=verify,
+            timeout=timeout,
+            retry_invoker=retry_invoker,
+        )
+        self._client.close()
+        self._client = httpx.Client(
+            verify=verify,
+            timeout=timeout,
+            limits=httpx.Limits(keepalive_expiry=SECONDS_TO_KEEP_CONNECTION),
+        )
+
+
+def quieten_supernode() -> None:
+    """Let a SuperNode that is started in this process afterwards use few bytes of its line.
+
+    While nothing happens these are a request for messages and a heartbeat each, every 100 seconds
+    or so. A node that vanishes without a word is missed after `2 * SECONDS_BETWEEN_HEARTBEATS`.
+    """
+    for module in (_heartbeat, _fleet_http_connection):
+        vars(module)["HEARTBEAT_DEFAULT_INTERVAL"] = SECONDS_BETWEEN_HEARTBEATS
+    vars(_fleet_http_connection)["FleetHttpClient"] = QuietFleetClient

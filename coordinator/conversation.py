@@ -5,8 +5,10 @@
     talk.share(merged, until=deadline)
 
 A node that was away is offered the last shared student when it is back, before it is asked for its
-own. Whatever a node answers, be it nonsense, ends in one line for people and another question
-later, the pauses growing.
+own. It keeps the question until it has a release, for some minutes, and is then asked again; a
+release that was refused is not sent again, and the next question tells its node why. Whatever a
+node answers, be it nonsense, ends in one line for people and another question later, the pauses
+growing.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from pathlib import Path
 from contracts.acknowledgement import SignedAcknowledgement
 from contracts.exchange import (
     COLLECT,
-    MAX_KNOWN,
+    MAX_REFUSED,
     SHARE,
     CollectReply,
     CollectRequest,
@@ -39,7 +41,11 @@ from genkd.provenance.typed_data import Domain
 FIRST_PAUSE, GROWTH = 1.0, 1.6
 # Between two looks at what has come: short while there is something, longer while there is nothing.
 SHORTEST_LOOK, LONGEST_LOOK = 0.1, 2.0
-SECONDS_BEFORE_REFUSED_AGAIN = 3600.0
+SECONDS_BEFORE_REFUSED_AGAIN = 3600
+# How long a node may keep a question. Asking once costs it some 6 kB; while it keeps a question, it
+# hears nothing else, such as that the round is over. Well below what a message has to live.
+SECONDS_TO_KEEP = 300
+SECONDS_TO_ANSWER = 15.0  # after that
 
 
 @dataclass(frozen=True)
@@ -80,9 +86,9 @@ class _Peer:
     has: int = -1  # the round of the newest student it keeps
     next_offer: float = 0.0
     next_question: float = 0.0
+    keeps_until: float = 0.0  # the question it was asked last
     pause: float = 0.0
     told: str = ""  # the last line about it, which is not said twice
-    refused: dict[bytes, float] = field(default_factory=dict)  # until when not wanted again
 
 
 class Conversation:
@@ -154,6 +160,8 @@ class Conversation:
     def share(self, shared: Handout, *, until: float) -> tuple[int, int]:
         """Offer a student to every connected node, and wait for their answers.
 
+        A node that keeps a question is offered it after that, and waited for so long.
+
         Returns:
             How many nodes keep it, and how many are connected and do not.
         """
@@ -167,6 +175,7 @@ class Conversation:
                     offered.add(node_id)
                     self._offer(node_id, shared)
             waiting = [n for n in lacking if n not in offered or self._messages.is_busy(n)]
+            until = max([until, *map(self._keeps_until, waiting)])
             if not waiting or self._clock() >= until:
                 return len(online) - len(lacking), len(lacking)
             self._sleep(min(look, max(0.0, until - self._clock())))
@@ -175,7 +184,8 @@ class Conversation:
                 look = SHORTEST_LOOK
                 if answer.kind == SHARE:
                     self._offered(answer, shared)
-                # A release that comes now is of a round that is closed.
+                else:  # a release that comes now is of a round that is closed
+                    self._peer(answer.node_id).keeps_until = 0.0
 
     # ------------------------------------------------------------------ speaking
 
@@ -194,9 +204,31 @@ class Conversation:
             elif not given and now >= peer.next_question:
                 peer.pause = min(max(FIRST_PAUSE, peer.pause * GROWTH), self._longest_pause)
                 peer.next_question = now + peer.pause
-                peer.refused = {one: t for one, t in peer.refused.items() if t > now}
-                request = CollectRequest(shared.run_id, number, tuple(peer.refused))
+                peer.keeps_until = now + SECONDS_TO_KEEP
+                refused = self._refused(node_id, shared.run_id, number)
+                request = CollectRequest(shared.run_id, number, refused, SECONDS_TO_KEEP)
                 self._messages.send(node_id, COLLECT, request.to_record())
+
+    def _keeps_until(self, node_id: int) -> float:
+        """Until when a node may hear nothing, and answer: 0 for one that keeps no question."""
+        until = self._peer(node_id).keeps_until
+        return until + SECONDS_TO_ANSWER if until > self._clock() else 0.0
+
+    def _refused(self, node_id: int, run_id: bytes, number: int) -> dict[bytes, str]:
+        """Why releases of a node are not wanted again: those refused in the last hour.
+
+        Not for ever: what was wrong may be put right, a node admitted, a teacher committed.
+        """
+        since = time.time() - SECONDS_BEFORE_REFUSED_AGAIN
+        found = {
+            one.record_id: one.reason
+            for one in self._store.submissions(run_id, number)
+            if not one.accepted
+            and one.record_id
+            and one.received_at > since
+            and one.sender == node_id
+        }
+        return dict(list(found.items())[-MAX_REFUSED:])
 
     def _peer(self, node_id: int) -> _Peer:
         return self._peers.setdefault(node_id, _Peer())
@@ -230,6 +262,7 @@ class Conversation:
 
     def _given(self, answer: Answered, intake: Intake) -> None:
         """Take a node's answer to the question for its release."""
+        self._peer(answer.node_id).keeps_until = 0.0
         if answer.content is None:
             self._tell(answer.node_id, answer.error)
             return
@@ -252,13 +285,6 @@ class Conversation:
             again = ", again" if submission.duplicate else ""
             self._tell(answer.node_id, f"release 0x{submission.record_id.hex()} accepted{again}")
         else:
-            # Its bytes do not cross the line again for a while; what was wrong may have been put
-            # right by then: a node may be admitted, a teacher committed.
-            refused = self._peer(answer.node_id).refused
-            if submission.record_id:
-                refused[submission.record_id] = self._clock() + SECONDS_BEFORE_REFUSED_AGAIN
-            while len(refused) > MAX_KNOWN:
-                del refused[next(iter(refused))]
             self._tell(answer.node_id, f"release refused: {submission.reason}")
 
     def _tell(self, node_id: int, line: str) -> None:

@@ -132,6 +132,7 @@ def _run(
     sockets: tuple[socket.socket, socket.socket],
     announce: Callable[[], None],
 ) -> None:
+    from coordinator.long_poll import Arrivals, announcing, waiting
     from coordinator.superlink_application import flower_application
     from coordinator.superlink_listeners import (
         MAX_CONNECTIONS,
@@ -146,12 +147,16 @@ def _run(
     _require_usable(tls)
     _allow_open_files(MAX_CONNECTIONS)
     flower = flower_application(config.federation)
-    public = Listener(public_application(flower, enrolment), sockets[0], tls=tls)
-    private = Listener(private_application(flower, running.token), sockets[1], lifespan=True)
+    arrivals = Arrivals()
+    for_nodes, for_us = waiting(flower, arrivals), announcing(flower, arrivals)
+    public = Listener(public_application(for_nodes, enrolment), sockets[0], tls=tls)
+    private = Listener(private_application(for_us, running.token), sockets[1], lifespan=True)
 
     async def run() -> None:
         stop = asyncio.Event()
         with _stopped_by_signals(stop):
+            stopping = asyncio.create_task(stop.wait())
+            stopping.add_done_callback(lambda _: arrivals.close())
             await run_listeners(public, private, ready=announce, stop=stop)
 
     asyncio.run(run())

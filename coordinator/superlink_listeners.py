@@ -37,9 +37,10 @@ PRIVATE = ("/v1/control/", "/v1/runtime/")
 CHALLENGE = 'Bearer realm="genkd-superlink"'
 # Flower cuts what it sends into pieces of 5 MiB; nothing honest is larger by much.
 MAX_REQUEST_BYTES = 16 * 1024 * 1024
-# A SuperNode asks every few seconds and keeps a connection or two for it.
+# A SuperNode keeps a connection or two, and uses each every minute or two: a new one costs it as
+# many bytes as two requests.
 MAX_CONNECTIONS = 4096
-SECONDS_IDLE = 15
+SECONDS_IDLE = 150
 SECONDS_TO_FINISH = 4
 # Forward secrecy and authenticated encryption; TLS 1.3 has its own list.
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"

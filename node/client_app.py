@@ -4,11 +4,11 @@
     flower-supernode --node-config 'membership="/path/to/membership"' ...     # a stock SuperNode
     GENKD_MEMBERSHIP=/path/to/memberships flower-superlink --simulation ...   # many nodes in one
 
-It gives out the node's own finished release of a round, and takes the merged student. It reads no
-teacher, holds no key, trains nothing, and runs nothing that a coordinator sends. Where the
-membership lies comes from the node's own configuration, never from a message. A simulated node has
-none but a number: its membership is the subfolder of that name in the folder that the setting
-`membership` names.
+It gives out the node's own finished release of a round, as soon as there is one, and takes the
+merged student. It reads no teacher, holds no key, trains nothing, and runs nothing that a
+coordinator sends. Where the membership lies comes from the node's own configuration, never from a
+message. A simulated node has none but a number: its membership is the subfolder of that name in the
+folder that the setting `membership` names.
 
 Whatever happens becomes an answer of one line. Paths and addresses of this machine stay in its log.
 """
@@ -35,21 +35,17 @@ from genkd.errors import (
     ConfigurationError,
     GenKDError,
     InputFileRefused,
-    RefusedByPolicy,
     ResourceExhausted,
 )
-from genkd.provenance.typed_data import Domain
-from node import federation_registry, inbox, outbox
+from node import federation_registry, held_question, inbox
 from node.answers import Answer, AnswerLog
-from node.federation_registry import domain_of_membership
+from node.held_question import note
 from node.policy import Policy
 from node.settings import load_settings
 
 MEMBERSHIP = "membership"  # in the node's configuration: the folder
 SIMULATED = "partition-id"  # what Flower's simulation puts there instead: 0, 1, ...
 FAILED = 2  # flwr's code for an app that did not answer; it has no public name
-NO_RELEASE = "no finished release for this run and round"
-ALREADY_COLLECTED = "already collected"
 ADDRESS_OR_PATH = re.compile(r"[a-z]+://\S+|(?<![\w.)])/[^\s'\",:;]+")
 
 app = ClientApp()
@@ -68,12 +64,16 @@ def share(message: Message, context: Context) -> Message:
 
 
 def _answer(
-    message: Message, context: Context, handle: Callable[[RecordDict, Path, Policy], RecordDict]
+    message: Message,
+    context: Context,
+    handle: Callable[[RecordDict, Path, Policy, bool], RecordDict],
 ) -> Message:
     """Answer a message; what goes wrong on this node is told here in full, there in a word."""
     try:
         membership = _membership(context)
-        reply = handle(message.content, membership, Policy.load(membership))
+        # One process answers for many simulated nodes: none of them may keep it waiting.
+        may_wait = SIMULATED not in context.node_config
+        reply = handle(message.content, membership, Policy.load(membership), may_wait)
     except GenKDError as error:
         say(f"not answered: {error.message} ({error.hint})")
         return Message(Error(FAILED, _reason(error)), reply_to=message)
@@ -100,42 +100,16 @@ def _membership(context: Context) -> Path:
 # ------------------------------------------------------------------ the two answers
 
 
-def _collect(record: RecordDict, membership: Path, policy: Policy) -> RecordDict:
+def _collect(record: RecordDict, membership: Path, policy: Policy, may_wait: bool) -> RecordDict:
     try:
         request = CollectRequest.from_record(record)
     except InputFileRefused as error:
         return CollectReply(policy.node, None, error.message).to_record()
-    log = AnswerLog(membership)
-    outgoing = _outgoing(request, domain_of_membership(membership), policy, log)
-    if isinstance(outgoing, str):
-        _note(log, Answer("collect", request.run_id, request.round, b"", 0, outgoing))
-        return CollectReply(policy.node, None, outgoing).to_record()
-    return CollectReply(policy.node, outgoing).to_record()
+    seconds = request.wait if may_wait else 0
+    return held_question.answer(request, membership, policy, seconds=seconds).to_record()
 
 
-def _outgoing(
-    request: CollectRequest, domain: Domain, policy: Policy, log: AnswerLog
-) -> dict[str, bytes] | str:
-    """The files that go out, noted as such; or why none do."""
-    try:
-        found = outbox.find_release(policy, domain, request.run_id, request.round)
-        if found is None:
-            return NO_RELEASE
-        if found.record_id in request.known:
-            return ALREADY_COLLECTED
-        files = outbox.read_outgoing(found, policy)
-    except RefusedByPolicy as error:
-        return error.message
-    except InputFileRefused as error:
-        say(f"not given out: {error.message} ({error.hint})")
-        return "the release of this round is damaged on the node's disk"
-    sent = sum(map(len, files.values()))
-    answer = Answer("collect", request.run_id, request.round, found.record_id, sent, "given out")
-    wait = log.reserve(answer, seconds=policy.seconds_between_answers)
-    return f"policy: ask again in {wait} seconds" if wait else files
-
-
-def _share(record: RecordDict, membership: Path, policy: Policy) -> RecordDict:
+def _share(record: RecordDict, membership: Path, policy: Policy, _: bool) -> RecordDict:
     try:
         request = ShareRequest.from_record(record)
     except GenKDError as error:
@@ -147,19 +121,11 @@ def _share(record: RecordDict, membership: Path, policy: Policy) -> RecordDict:
     except GenKDError as error:
         say(f"not kept: {error.message} ({error.hint})")
         reason = _reason(error)
-        _note(log, Answer("share", request.run_id, request.round, b"", 0, reason))
+        note(log, Answer("share", request.run_id, request.round, b"", 0, reason))
         return ShareReply(False, reason).to_record()
     record_id = bytes.fromhex(kept.name.removeprefix("student-0x"))
-    _note(log, Answer("share", request.run_id, request.round, record_id, 0, "kept"))
+    note(log, Answer("share", request.run_id, request.round, record_id, 0, "kept"))
     return ShareReply(True).to_record()
-
-
-def _note(log: AnswerLog, answer: Answer) -> None:
-    """Note an answer that goes out even if it cannot be noted: it gives nothing away."""
-    try:
-        log.note(answer)
-    except GenKDError as error:
-        say(f"not noted: {error.message} ({error.hint})")
 
 
 def _reason(error: GenKDError) -> str:

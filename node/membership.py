@@ -268,6 +268,23 @@ class Membership:
         """
         self._write("running.json", asdict(running))
 
+    def supernode_number(self) -> int | None:
+        """The number by which the SuperLink knows this node; None before it was connected."""
+        with contextlib.suppress(ConfigurationError, KeyError, ValueError):
+            if (values := self._read("supernode.json")) is not None:
+                return int(str(values["number"]))
+        return None
+
+    def note_supernode_number(self, number: int) -> None:
+        """Write that number down.
+
+        Raises:
+            ResourceExhausted: If it cannot be written.
+        """
+        if self.supernode_number() != number:
+            # Such numbers go beyond what JSON reads exactly.
+            self._write("supernode.json", {"number": str(number)})
+
     def _lock_file(self) -> IO[bytes]:
         path = self.folder / "lock"
         try:

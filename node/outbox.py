@@ -143,6 +143,11 @@ def release_directory(policy: Policy, record_id: bytes) -> Path | None:
     return next((path for path in _directories(policy) if path.name == name), None)
 
 
+def release_directories(policy: Policy) -> frozenset[Path]:
+    """The directories in which releases of this node may lie, whatever is in them."""
+    return frozenset(islice(_directories(policy), MAX_RELEASES))
+
+
 def _releases(policy: Policy) -> Iterator[tuple[Path, Receipt]]:
     for path in islice(_directories(policy), MAX_RELEASES):
         with contextlib.suppress(InputFileRefused):  # somebody else's folder, or a damaged one

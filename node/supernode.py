@@ -15,6 +15,7 @@ connected, away, why something ended.
 from __future__ import annotations
 
 import os
+import re
 import selectors
 import signal
 import socket
@@ -31,18 +32,17 @@ from genkd.errors import ConfigurationError, ResourceExhausted
 from genkd.layered_settings import PREFIX, FederationSettings
 from node.child_process import BoundedLog, ChildProcess
 from node.membership import Joined, Membership, Running
+from node.supernode_process import SECONDS_AWAY
 
 LOOPBACK = "127.0.0.1"
 SUPERNODE, EXECUTOR = "SuperNode", "executor"
 # Together below ten seconds: the executor ends first, so that an answer under way still leaves.
 SECONDS_TO_END = {EXECUTOR: 2.5, SUPERNODE: 6.0}
-# 1, 2, 4 ... seconds. After a SIGKILL the coordinator takes a node for present for up to a minute,
-# and refuses its second self: waiting longer would only add to that.
-LONGEST_PAUSE = 15.0
+LONGEST_PAUSE = 15.0  # of 1, 2, 4 ... seconds
 SECONDS_OF_HEALTH = 60.0
 
 # What flwr 1.41 says, and what it means. `tests/node/test_supernode.py` lets it say each.
-CONNECTED = "SuperNode ID:"
+CONNECTED = re.compile(r"SuperNode ID: ([0-9]{1,20})")
 NO_CONNECTION = "Connection attempt failed"
 CONNECTED_AGAIN = "Connection successful"
 PORT_TAKEN = "address already in use"
@@ -122,8 +122,10 @@ class _Keeper:
                 *(*python, "node.executor", "--ends-with-input"),
                 *("--membership", membership.folder, "--runtime-api-address", address),
             ]
+        number = membership.supernode_number()
+        former = () if number is None else ("--former-self", str(number))
         return [
-            *(*python, "node.supernode_process", "--superlink", self._coordinator),
+            *(*python, "node.supernode_process", *former, "--superlink", self._coordinator),
             *("--root-certificates", membership.ca),
             *("--auth-supernode-private-key", membership.key),
             *("--host", LOOPBACK, "--port", str(self._port)),
@@ -159,7 +161,10 @@ class _Keeper:
 
     def _hear(self, line: str) -> None:
         """Understand what the SuperNode says."""
-        if CONNECTED in line or CONNECTED_AGAIN in line:
+        connected = CONNECTED.search(line)
+        if connected is not None:
+            self._keep(lambda: self._membership.note_supernode_number(int(connected[1])))
+        if connected is not None or CONNECTED_AGAIN in line:
             if self._state is None or self._state.supernode != "connected":
                 self._announce(f"connected to the coordinator at {self._coordinator}")
             self._said = ""
@@ -184,7 +189,8 @@ class _Keeper:
         if name == EXECUTOR:
             if SUPERNODE in self._children:
                 self._children.pop(SUPERNODE).end(SECONDS_TO_END[SUPERNODE])
-                self._due[SUPERNODE] = 0.0
+                # What it was asked is lost, and asked again once it was seen to be away.
+                self._due[SUPERNODE] = time.monotonic() + SECONDS_AWAY
         elif status == 0:  # Flower ends so when a request is answered with 401
             reason = "the coordinator does not let this node in any more"
         else:
@@ -213,8 +219,12 @@ class _Keeper:
         if supernode == "starting" and self._state is not None:
             reason = self._state.reason
         self._state = Running(os.getpid(), supernode, int(time.time()), printable(reason)[:500])
+        state = self._state
+        self._keep(lambda: self._membership.note(state))
+
+    def _keep(self, write: Callable[[], None]) -> None:
         try:
-            self._membership.note(self._state)
+            write()
         except ResourceExhausted as error:  # a full disk is no reason to end
             self._tell(error.message)
 

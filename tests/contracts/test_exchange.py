@@ -13,8 +13,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from contracts.acknowledgement import SignedAcknowledgement
 from contracts.exchange import (
     MAX_CONTROL_BYTES,
-    MAX_KNOWN,
     MAX_REASON,
+    MAX_REFUSED,
+    MAX_WAIT,
     CollectReply,
     CollectRequest,
     ShareReply,
@@ -31,6 +32,8 @@ FILES = {
     "model.sig": b"m",
     "receipt.json": b"r",
 }
+# As large as it gets: four bytes a character.
+MOST_REFUSED = {bytes([n]) * 32: "\U0001f41d" * MAX_REASON for n in range(MAX_REFUSED)}
 
 
 @pytest.fixture
@@ -55,7 +58,7 @@ def shared(members: MemoryFederation) -> ShareRequest:
     "message",
     [
         CollectRequest(RUN, 0),
-        CollectRequest(RUN, 2**32 - 1, tuple(bytes([n % 256]) * 32 for n in range(MAX_KNOWN))),
+        CollectRequest(RUN, 2**32 - 1, MOST_REFUSED, MAX_WAIT),
         CollectReply(NODE, FILES),
         CollectReply(NODE, None, "no finished release"),
         ShareReply(True),
@@ -135,9 +138,17 @@ HEX = "0x" + "11" * 32
         pytest.param(with_control(request(), round=True), id="round-true"),
         pytest.param(with_control(request(), run="../../x"), id="a-path-as-run"),
         pytest.param(with_control(request(), run=HEX.upper()), id="run-in-upper-case"),
-        pytest.param(with_control(request(), known=[HEX] * (MAX_KNOWN + 1)), id="many-known"),
-        pytest.param(with_control(request(), known=HEX), id="known-is-text"),
-        pytest.param(with_control(request(), known=[1]), id="known-is-a-number"),
+        pytest.param(
+            with_control(request(), refused={f"0x{n:064x}": "no" for n in range(MAX_REFUSED + 1)}),
+            id="many-refused",
+        ),
+        pytest.param(with_control(request(), refused=[HEX]), id="refused-without-reasons"),
+        pytest.param(with_control(request(), refused={"0x12": "no"}), id="refused-is-no-id"),
+        pytest.param(with_control(request(), refused={HEX: 1}), id="reason-is-a-number"),
+        pytest.param(with_control(request(), refused={HEX: "a\nb"}), id="reason-of-two-lines"),
+        pytest.param(with_control(request(), wait=MAX_WAIT + 1), id="long-wait"),
+        pytest.param(with_control(request(), wait=-1), id="negative-wait"),
+        pytest.param(with_control(request(), wait=True), id="wait-is-true"),
         pytest.param(extra(request(), "weights", ConfigRecord()), id="another-record"),
         pytest.param(extra(request(), "release", ArrayRecord()), id="files-in-a-question"),
         pytest.param(
@@ -263,7 +274,7 @@ def test_whether_it_is_kept_is_true_or_false(kept: object) -> None:
     "make",
     [
         lambda: CollectRequest(b"short", 1),
-        lambda: CollectRequest(RUN, 1, (b"short",)),
+        lambda: CollectRequest(RUN, 1, {b"short": "no"}),
         lambda: CollectReply(NODE, {**FILES, "more": b"x"}),
         lambda: CollectReply(NODE, None),
         lambda: ShareReply(True, "but"),

@@ -11,6 +11,7 @@ from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 
+import httpx
 import pytest
 
 from contracts import flower_private as flower
@@ -19,8 +20,8 @@ ROOT = Path(__file__).parents[2]
 PUBLIC = {"app", "clientapp", "serverapp", "simulation"}
 USERS = {
     *("coordinator/superlink.py", "coordinator/superlink_calls.py", "coordinator/flower_run.py"),
-    "coordinator/superlink_application.py",
-    "node/executor.py",
+    *("coordinator/superlink_application.py", "coordinator/long_poll.py"),
+    *("node/executor.py", "node/supernode_process.py"),
 }
 FOLDERS = ("genkd", "contracts", "node", "coordinator", "benchmarks", "examples")
 
@@ -71,7 +72,7 @@ def test_the_check_knows_private_from_public() -> None:
     assert not is_private("flwr.serverapp.strategy")
 
 
-def test_only_the_three_that_must_use_private_names() -> None:
+def test_only_those_that_must_use_private_names() -> None:
     users = {
         str(path.relative_to(ROOT))
         for path in sources()
@@ -118,6 +119,11 @@ def test_each_name_is_there(name: str) -> None:
         ),
         (flower.push_message, {"client", "message", "context"}),
         (flower.push_task_output, {"client", "context", "sub_status", "details"}),
+        (
+            flower.FleetHttpClient,
+            {"base_url", "interceptors", "verify", "timeout", "retry_invoker"},
+        ),
+        (flower.NodeAuthHttpInterceptor, {"private_key", "public_key"}),
     ],
     ids=lambda value: getattr(value, "__qualname__", ""),
 )
@@ -142,6 +148,9 @@ def test_the_calls_we_make_are_understood(call: object, parameters: set[str]) ->
         (flower.PullTaskInputResponse, {"task_id", "run", "context", "fab"}),
         (flower.PullAppMessagesResponse, {"messages_list", "message_object_trees"}),
         (flower.PushTaskOutputRequest, {"sub_status", "details"}),
+        (flower.PullMessagesRequest, {"node"}),
+        (flower.PushAppMessagesRequest, {"messages_list"}),
+        (flower.DeactivateNodeRequest, {"node_id"}),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -203,3 +212,57 @@ def test_a_grid_speaks_through_the_client_it_is_given() -> None:
     grid = flower.grid_over(Client(), flower.Run.create_empty(7), "token")  # type: ignore[arg-type]
     assert list(grid.get_node_ids()) == []
     assert grid.run.run_id == 7
+
+
+def test_a_quiet_supernode_lets_its_request_for_messages_wait() -> None:
+    """What is changed in Flower's modules is what they use; the rest of it stays as it was."""
+    script = (
+        "import inspect\n"
+        "from flwr.supercore import heartbeat\n"
+        "from flwr.supernode import fleet_http_connection as connection\n"
+        "for function, name in (\n"
+        "    (heartbeat.HeartbeatSender._run, 'HEARTBEAT_DEFAULT_INTERVAL'),\n"
+        "    (connection.http_request_response, 'FleetHttpClient'),\n"
+        "):\n"
+        "    assert name in function.__wrapped__.__code__.co_names if hasattr(\n"
+        "        function, '__wrapped__') else name in function.__code__.co_names\n"
+        "assert connection.HEARTBEAT_DEFAULT_INTERVAL == 30\n"
+        "from contracts import flower_private as flower\n"
+        "assert connection.HEARTBEAT_DEFAULT_INTERVAL == 30\n"
+        "flower.quieten_supernode()\n"
+        "assert connection.HEARTBEAT_DEFAULT_INTERVAL == 120\n"
+        "assert heartbeat.HEARTBEAT_DEFAULT_INTERVAL == 120\n"
+        "assert connection.FleetHttpClient is flower.QuietFleetClient\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_request_for_messages_waits_unless_the_one_before_failed() -> None:
+    asked: list[tuple[str, str | None, float]] = []
+    answers = iter([200, 200, 200, 503, 200, 200])
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        timeout = request.extensions["timeout"]["read"]
+        asked.append((request.url.path, request.headers.get("prefer"), timeout))
+        return httpx.Response(next(answers))
+
+    with flower.QuietFleetClient("http://127.0.0.1:9") as client:
+        client._client.close()
+        client._client = httpx.Client(transport=httpx.MockTransport(answer), timeout=30.0)
+        client.PullMessages(flower.PullMessagesRequest())
+        client.DeactivateNode(flower.DeactivateNodeRequest(node_id=1))
+        client.PullMessages(flower.PullMessagesRequest())
+        with pytest.raises(httpx.HTTPStatusError):
+            client.PullMessages(flower.PullMessagesRequest())
+        client.PullMessages(flower.PullMessagesRequest())
+        client.PullMessages(flower.PullMessagesRequest())
+    pull, waits = "/v1/fleet/pull-messages", ("wait=100", 120.0)
+    assert asked == [
+        (pull, None, 30.0),
+        ("/v1/fleet/deactivate-node", None, 30.0),
+        (pull, *waits),
+        (pull, *waits),
+        (pull, None, 30.0),
+        (pull, *waits),
+    ]

@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from contracts.acknowledgement import SignedAcknowledgement
 from contracts.enrolment import FederationCard
 from contracts.exchange import ShareRequest
+from coordinator import conversation
 from genkd.canonical import canonical_json
 from genkd.provenance.draft import Draft, build_release
 from genkd.provenance.merkle import MerkleTree
@@ -336,4 +337,6 @@ def in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> MemoryFederation
         return federation_registry.domain_of_membership(membership), made.chain
 
     monkeypatch.setattr(federation_registry, "registry_of_membership", registry_of)
+    # Time passes by leaps here, which a node that keeps a question would not see.
+    monkeypatch.setattr(conversation, "SECONDS_TO_KEEP", 0)
     return made

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -20,7 +22,7 @@ from contracts.exchange import (
 )
 from genkd.provenance import Policy, verify
 from genkd.provenance.record import run_id_of
-from node import inbox
+from node import held_question, inbox
 from node.answers import AnswerLog
 from node.inbox import shared_students
 from node.policy import POLICY_FILE
@@ -33,6 +35,8 @@ from tests.federation.memory_federation import (
     model_file,
     receipt_of,
 )
+
+NOT_FOUND = "no finished release for this run and round"
 
 
 @pytest.fixture
@@ -63,9 +67,10 @@ def collect(
     *,
     run_id: bytes | None = None,
     round_number: int = 1,
-    known: tuple[bytes, ...] = (),
+    refused: Mapping[bytes, str] | None = None,
+    wait: int = 0,
 ) -> CollectReply:
-    request = CollectRequest(run_id or node.run_id, round_number, known)
+    request = CollectRequest(run_id or node.run_id, round_number, refused or {}, wait)
     reply = send(grid, node, request.to_record(), COLLECT)
     assert reply.has_content(), reply.error
     return CollectReply.from_record(reply.content)
@@ -122,12 +127,106 @@ def test_hardly_more_than_the_release_leaves_the_node(
 # ------------------------------------------------------------------ what is not given out
 
 
-def test_a_release_that_is_known_is_not_sent_again(node: MemberNode, grid: LocalGrid) -> None:
+def test_a_refused_release_is_not_sent_again_and_its_owner_is_told_why(
+    node: MemberNode, grid: LocalGrid
+) -> None:
     first = node.publish()
-    known = receipt_of(first).record_id()
-    assert collect(grid, node, known=(known,)).reason == "already collected"
+    refused = {receipt_of(first).record_id(): "a value is not finite"}
+    assert collect(grid, node, refused=refused).reason == "already collected"
+    told = AnswerLog(node.membership).refusal(node.run_id, 1)
+    assert told is not None
+    assert told.outcome == "the coordinator refuses it: a value is not finite"
     newer = node.publish(deadline=receipt_of(first).record.deadline + 1)
-    assert collect(grid, node, known=(known,)).files == files_of(newer)
+    assert collect(grid, node, refused=refused).files == files_of(newer)
+    assert AnswerLog(node.membership).refusal(node.run_id, 1) is None
+
+
+# ------------------------------------------------------------------ a question that is kept
+
+
+@pytest.fixture
+def asked(
+    node: MemberNode, grid: LocalGrid, quick_looks: None
+) -> Iterator[Callable[..., Future[Any]]]:
+    """Asks in another thread."""
+    pool = ThreadPoolExecutor(1)
+    yield lambda **question: pool.submit(collect, grid, node, **question)
+    pool.shutdown()
+
+
+@pytest.fixture
+def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held_question, "SECONDS_BETWEEN_LOOKS", 0.05)
+
+
+def test_a_question_is_kept_until_there_is_a_release(
+    node: MemberNode, asked: Callable[..., Future[Any]]
+) -> None:
+    reply = asked(wait=60)
+    time.sleep(0.5)
+    assert not reply.done()
+    before = time.monotonic()
+    release = node.publish()
+    assert reply.result(timeout=30).files == files_of(release)
+    assert time.monotonic() - before < 10
+    outcomes = [one.outcome for one in AnswerLog(node.membership).recent(9)]
+    assert outcomes == ["given out", NOT_FOUND]
+
+
+def test_a_question_is_kept_no_longer_than_the_coordinator_allows(
+    asked: Callable[..., Future[Any]],
+) -> None:
+    before = time.monotonic()
+    assert asked(wait=1).result(timeout=30).reason == NOT_FOUND
+    assert 1 <= time.monotonic() - before < 10
+
+
+def test_a_kept_question_of_a_refused_release_is_answered_by_another(
+    node: MemberNode, asked: Callable[..., Future[Any]]
+) -> None:
+    first = node.publish()
+    reply = asked(wait=60, refused={receipt_of(first).record_id(): "it is too large"})
+    time.sleep(0.3)
+    assert not reply.done()
+    newer = node.publish(deadline=receipt_of(first).record.deadline + 1)
+    assert reply.result(timeout=30).files == files_of(newer)
+
+
+def test_who_asks_too_soon_is_answered_when_it_is_time(
+    node: MemberNode, asked: Callable[..., Future[Any]]
+) -> None:
+    node.write_policy(seconds_between_answers=2)
+    release = node.publish()
+    assert asked().result(timeout=30).files is not None
+    assert asked(wait=60).result(timeout=30).files == files_of(release)
+
+
+def test_an_edit_of_the_policy_counts_for_a_question_that_is_kept(
+    node: MemberNode, asked: Callable[..., Future[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(held_question, "SECONDS_BETWEEN_READINGS", 0.1)
+    release = node.publish()
+    node.write_policy(runs=["autumn"])
+    reply = asked(wait=60)
+    time.sleep(0.3)
+    assert not reply.done()
+    node.write_policy()
+    assert reply.result(timeout=30).files == files_of(release)
+
+
+def test_a_simulated_node_keeps_no_question(
+    members: MemoryFederation, node: MemberNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "memberships").mkdir()
+    (tmp_path / "memberships" / "7").symlink_to(node.membership)
+    monkeypatch.setenv("GENKD_MEMBERSHIP", str(tmp_path / "memberships"))
+    with members.grid() as grid:
+        config = {"partition-id": 7, "num-partitions": 8}
+        grid.contexts[node.node_id].node_config = config  # type: ignore[assignment]
+        assert collect(grid, node, wait=60).reason == NOT_FOUND
+
+
+# ------------------------------------------------------------------ what is not there
 
 
 def other_run(node: MemberNode) -> dict[str, object]:
@@ -140,9 +239,6 @@ def far_round(node: MemberNode) -> dict[str, object]:
 
 def past_round(node: MemberNode) -> dict[str, object]:
     return {"round_number": 0}
-
-
-NOT_FOUND = "no finished release for this run and round"
 
 
 @pytest.mark.parametrize(

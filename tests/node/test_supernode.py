@@ -28,6 +28,7 @@ from coordinator.certificates import Authority
 from coordinator.superlink import list_supernodes, register_supernode
 from genkd.provenance.keys import KeyFolder
 from genkd.provenance.record import run_id_of
+from node.answers import AnswerLog
 from node.membership import Joined, Membership
 from node.policy import default_policy_text
 
@@ -328,11 +329,48 @@ def test_a_killed_supernode_comes_back_with_the_same_key(node: Node) -> None:
     before, said = node.children(), len(node.lines())
     node_ids = node.superlink.online()
     os.kill(before["node.supernode_process"], signal.SIGKILL)
-    # For up to a minute the SuperLink takes the dead one for present, and refuses its second self.
+    # The SuperLink would take the dead one for present for four minutes, and refuse its successor.
     wait_for(lambda: any(line.startswith("connected") for line in node.lines()[said:]), 120)
     assert node.superlink.online() == node_ids
     assert node.children()["node.executor"] == before["node.executor"]
     assert len(node.lines()[said:]) < 6, node.lines()[said:]
+
+
+def sigterm(node: Node) -> None:
+    started = time.monotonic()
+    assert node.end() == 0
+    assert time.monotonic() - started < 10
+
+
+def kill_executor(node: Node) -> None:
+    os.kill(node.children()["node.executor"], signal.SIGKILL)
+
+
+def kill_supernode(node: Node) -> None:
+    os.kill(node.children()["node.supernode_process"], signal.SIGKILL)
+
+
+@pytest.mark.parametrize("end", [kill_executor, kill_supernode, sigterm])
+def test_who_asked_learns_soon_that_a_kept_question_is_lost(
+    end: Callable[[Node], None], node: Node
+) -> None:
+    from flwr.app import Message
+
+    from contracts.exchange import COLLECT, CollectRequest
+
+    log = AnswerLog(node.membership.folder)
+    noted = log.recent(1)
+    node_id = node.register()
+
+    def main(grid: Any, context: Any) -> Any:
+        record = CollectRequest(run_id_of(RUN), 1, wait=300).to_record()
+        (asked,) = grid.push_messages([Message(record, node_id, COLLECT, ttl=600.0)])
+        wait_for(lambda: log.recent(1) != noted)
+        end(node)
+        (reply,) = wait_for(lambda: list(grid.pull_messages([asked])))
+        return reply
+
+    assert flower_run.run_server_app(node.superlink.folder, main).has_error()
 
 
 def test_both_end_when_their_keeper_is_killed(node: Node) -> None:
