@@ -159,7 +159,9 @@ def distill(
     taught: Teacher | Ensemble = loaded
     if card.class_names != loaded.card.class_names and card.class_names is not None:
         taught = loaded = loaded.among(card.class_names)
-        if earlier is not None and set(earlier.known) > set(loaded.known):
+        # A federation's start student has fresh weights: there is nothing to remember.
+        knows_more = earlier is not None and set(earlier.known) > set(loaded.known)
+        if earlier is not None and knows_more and earlier.remembers_images:
             taught = TeacherWithMemory(loaded, earlier)
     table, table_sha256 = None, None
     if label_embeddings is not None:

@@ -24,6 +24,7 @@ from genkd.errors import ConfigurationError, UsageError
 Method = Literal[
     "genkd",
     "genkd-pixel",
+    "frozen-prior",
     "noise",
     "deepinversion",
     "dafl",
@@ -92,7 +93,8 @@ class Recipe:
 
     Attributes:
         method: How images come about: "genkd"; "genkd-pixel", its EBM in pixels
-            (`genkd.pixel_synthesis`); or one of the field's in `genkd.baselines`.
+            (`genkd.pixel_synthesis`); "frozen-prior", its EBM over a public generative model
+            (`genkd.frozen_prior`); or one of the field's in `genkd.baselines`.
         budget: What to spend if nothing else is said, as `Budget.parse` takes it.
         batch: Images synthesised at once; halved when memory runs out.
         bank_images: Images the bank keeps; the oldest make room.
@@ -293,6 +295,8 @@ PRESETS: Mapping[str, Recipe] = {
     # Many students into one: its teachers are small, and what they know is small too.
     "merge": dataclasses.replace(STANDARD, budget="10m"),
     "thorough": dataclasses.replace(STANDARD, budget="3h", bank_images=100_000),
+    # From an earlier student on: a rate at which it keeps what it knows.
+    "continue": dataclasses.replace(STANDARD, student_rate=0.02),
 }
 
 

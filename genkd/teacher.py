@@ -164,6 +164,11 @@ class Teacher(nn.Module):
         """What network it is."""
         return self.card.spec.architecture
 
+    @property
+    def remembers_images(self) -> bool:
+        """Whether its BatchNorm layers have seen images: those of a fresh network have not."""
+        return any(bool((norm.running_mean != 0).any()) for norm in self.batch_norms())
+
     def batch_norms(self) -> list[nn.BatchNorm2d]:
         """The BatchNorm layers that kept statistics of the training data; empty if none did."""
         return [

@@ -17,7 +17,7 @@ from genkd.layered_settings import FederationSettings, user_folder
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "bf16"]
-RecipeName = Literal["quick", "standard", "thorough"]
+RecipeName = Literal["quick", "standard", "thorough", "continue"]
 DeviceFlag = Annotated[
     Device | None, typer.Option("--device", help="Where to compute.", show_default="auto")
 ]

@@ -490,6 +490,32 @@ def test_a_run_goes_on_from_an_earlier_student(
     assert configuration["init_student_sha256"] == digest(finished.student)
 
 
+@pytest.mark.parametrize("trained", [True, False], ids=["a shared student", "a start student"])
+def test_of_an_earlier_student_of_more_classes_the_others_are_remembered(
+    trained: bool, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    known = load_teacher(tiny_teacher)
+    names = (*(known.card.class_names or ()), "ring")
+    spec = ModelSpec("lenet5-bn-quarter", len(names), 1)
+    network = build_model(spec, generator=torch.Generator().manual_seed(1))
+    if trained:
+        network.train()
+        network(torch.rand(64, 1, 16, 16, generator=torch.Generator().manual_seed(2)))
+    card = dataclasses.replace(known.card, spec=spec, class_names=names)
+    earlier = tmp_path / "earlier.safetensors"
+    write_model(earlier, network.state_dict(), {"v": 1, "card": card_to_json(card)})
+    report = run_with(
+        tiny_teacher, tmp_path / "run", init_student=earlier, student="lenet5-bn-quarter"
+    )
+    result = json.loads(report.report_data.read_text())
+    assert result["teacher"]["sha256"] == digest(tiny_teacher)
+    assert result["teacher"]["architecture"] == known.card.spec.architecture
+    assert result["class_names"] == list(names)
+    assert result["agreement_per_class"][3] is None, "not this teacher's to claim"
+    labels = np.load(tmp_path / "run" / "samples.npz")["labels"]
+    assert (3 in labels) is trained
+
+
 # -- what is refused before anything is written ----------------------------------------------------
 
 
