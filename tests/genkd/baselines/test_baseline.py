@@ -157,6 +157,25 @@ def test_a_checkpoint_continues_bit_for_bit(teacher: Teacher, method: str) -> No
         assert same(one.health, other.health)
 
 
+def test_nayers_generator_starts_anew_every_so_many_rounds_also_after_a_checkpoint(
+    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anew: list[int] = []
+    monkeypatch.setattr(
+        "genkd.generator.Generator.reinitialise", lambda network, random: anew.append(1)
+    )
+    student = pupil(teacher)
+    first, second = (make("nayer", copy.deepcopy(teacher), generator_rounds=2) for _ in range(2))
+    anew.clear()  # building one draws its weights
+    counted = []
+    for baseline in (first, first, first, second, second):
+        if baseline is second and second.rounds == 0:
+            second.load_state_dict(copy.deepcopy(first.state_dict()))
+        baseline.synthesise(student, steer=True)
+        counted.append(len(anew))
+    assert counted == [1, 1, 2, 2, 3]  # before rounds 0, 2 and 4
+
+
 def test_the_checkpoint_of_another_method_is_refused(teacher: Teacher) -> None:
     with pytest.raises(InputFileRefused, match="of another method"):
         make("fastdfkd", teacher).load_state_dict(make("deepinversion", teacher).state_dict())
