@@ -88,12 +88,12 @@ class VariationalLearner:
     """
 
     def __init__(self, model: GenerativeModel, seed: int, random: torch.Generator) -> None:
+        if model.decoder is None:
+            raise TypeError(f"a {model.card.family} has no decoder to train")
         self.model, self.random = model, random
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.encoder = Encoder(model).to(model.device)
-        if model.decoder is None:
-            raise TypeError(f"a {model.card.family} has no decoder to train")
         self.optimizer = torch.optim.Adam(
             [*self.encoder.parameters(), *model.decoder.parameters()], lr=LEARNING_RATE
         )
