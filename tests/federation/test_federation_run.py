@@ -29,6 +29,7 @@ from genkd.errors import (
 )
 from genkd.provenance import Policy, secp256k1, verifier, verify
 from genkd.provenance.release import read_receipt
+from node.answers import AnswerLog
 from node.inbox import shared_students
 from tests.federation.local_grid import LocalGrid
 from tests.federation.memory_federation import (
@@ -448,6 +449,9 @@ def test_a_refused_release_does_not_cross_the_line_again_and_again(
     given = [one for one in replies if "release" in one.content]
     assert len(given) == 1
     assert len(replies) > 3
+    told = AnswerLog(node.membership).refusal(rounds.federation.run_id, 1)
+    assert told is not None
+    assert told.outcome.startswith("the coordinator refuses it: the registry's owner revoked it")
 
 
 def test_a_student_that_is_no_longer_valid_is_no_start_for_a_round(
