@@ -51,10 +51,23 @@ def _cifar(teacher: str, student: str, classes: int = 100) -> Pair:
     return Pair(name, file, student, f"torchvision:CIFAR{classes}:{{data}}")
 
 
-SHIPPED = str(ROOT / "examples" / "fashion_mnist" / "teacher.safetensors")
+SHIPPED = ROOT / "examples" / "fashion_mnist"
 PAIRS = {
-    # This size of machine: the shipped teacher.
-    "small": (Pair("fashion-mnist resnet8 to half", SHIPPED, "resnet8-half", "{data}"),),
+    # This size of machine: the shipped teachers, the second without BatchNorm.
+    "small": (
+        Pair(
+            "fashion-mnist resnet8 to half",
+            str(SHIPPED / "teacher.safetensors"),
+            "resnet8-half",
+            "{data}",
+        ),
+        Pair(
+            "fashion-mnist lenet5 to resnet8-half",
+            str(SHIPPED / "lenet5.safetensors"),
+            "resnet8-half",
+            "{data}",
+        ),
+    ),
     # The pairs of the field's tables, for GPUs.
     "paper": tuple(
         _cifar(teacher, student, classes)

@@ -13,6 +13,14 @@ the Debian package `dataset-fashion-mnist` or torchvision brings them. Images of
 padded with black to 32x32. SGD with Nesterov momentum 0.9, one-cycle rate up to 0.4, batch 256,
 weight decay 5e-4; shifts of up to two pixels and mirroring. About 10 minutes on 2 cores.
 
+The two shipped files, top-1 on the 10,000 test images, and their sha256 (other processors, other
+last bits):
+
+    teacher.safetensors, the first form, 92.92 %
+    95b8887cb3f37ebf3898ee2070fd35607b7792a42d9272d6fc10cdb6b49823a8
+    lenet5.safetensors, the third, 90.62 %, 98 core-seconds
+    ae1d88cb74b25e837a7affffed0834d3d3b3c4202f1f42a6b996425521fbf568
+
 Writes teacher.safetensors (its card in the metadata) and test_images.npz (1,000 test images, 100 of
 each class, drawn with seed 0) beside this script; with --out only that teacher.
 """

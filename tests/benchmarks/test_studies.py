@@ -14,6 +14,7 @@ import pytest
 import tables
 import trials
 
+from genkd.digest import sha256_file
 from genkd.recipe import Budget, find_recipe
 
 PAIR = trials.Pair("toy", "/nowhere/teacher.safetensors", "resnet8-half", "{data}")
@@ -162,6 +163,12 @@ def test_data_that_are_not_there_are_refused_before_anything_runs(tmp_path: Path
 def test_a_teacher_that_is_not_there_is_refused_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="--teachers"):
         trials.teacher_file(trials.PAIRS["paper"][0], tmp_path)
+
+
+@pytest.mark.parametrize("pair", trials.PAIRS["small"], ids=lambda pair: pair.name)
+def test_a_shipped_teacher_is_the_one_whose_digest_is_published(pair: trials.Pair) -> None:
+    file = trials.teacher_file(pair, None)
+    assert sha256_file(file) in file.with_name("train_teacher.py").read_text()
 
 
 def test_the_table_tells_means_and_paired_differences() -> None:
