@@ -77,7 +77,7 @@ class FederationRun:
         self._start = start
         self._interruptible = interruptible
         self._clock = clock
-        self._new_talk = lambda: Conversation(
+        self._new_talk: Callable[[], Conversation] = lambda: Conversation(
             messages,
             archive.store,
             archive.press.keys,

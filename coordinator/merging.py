@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 NOTE = "merged.json"
 MAX_NOTE_BYTES = 2**22
 MAX_SEED = 2**63 - 1
-RECIPE = "merge"  # the recipe of `genkd.recipe` by which an ensemble is distilled
+# The recipes of `genkd.recipe` by which an ensemble is distilled: into fresh weights, and on from a
+# student that knows something.
+RECIPE, CONTINUING = "merge", "merge-continue"
 
 # What a stop signal interrupts: it gives the function that raises once a signal has come.
 Interruptible = Callable[[], AbstractContextManager[Callable[[], None]]]
@@ -226,7 +228,7 @@ def _distilled(
             out,
             student=plan.student,
             budget=plan.budget,
-            recipe=RECIPE,
+            recipe=CONTINUING if _goes_on(plan.start) else RECIPE,
             overrides=plan.overrides,
             seed=plan.seed,
             device=plan.device,
@@ -238,6 +240,13 @@ def _distilled(
     finished = read_finished_run(out)
     recipe = {"merge": plan.method.value, "members": len(releases), **finished.recipe}
     return Merged(out / STUDENT_NAME, recipe, finished.evaluation)
+
+
+def _goes_on(start: Path | None) -> bool:
+    """Whether distilling starts from a student that has learnt something."""
+    from genkd.evaluate import load_student
+
+    return start is not None and load_student(start).remembers_images
 
 
 def _averaged(releases: Sequence[Path], out: Path, plan: MergePlan) -> Merged:

@@ -295,8 +295,10 @@ PRESETS: Mapping[str, Recipe] = {
     # Many students into one: its teachers are small, and what they know is small too.
     "merge": dataclasses.replace(STANDARD, budget="10m"),
     "thorough": dataclasses.replace(STANDARD, budget="3h", bank_images=100_000),
-    # From an earlier student on: a rate at which it keeps what it knows.
+    # From an earlier student on, at a rate at which it keeps what it knows: of one teacher, and of
+    # many students.
     "continue": dataclasses.replace(STANDARD, student_rate=0.02),
+    "merge-continue": dataclasses.replace(STANDARD, budget="10m", student_rate=0.05),
 }
 
 

@@ -167,7 +167,8 @@ class Teacher(nn.Module):
     @property
     def remembers_images(self) -> bool:
         """Whether its BatchNorm layers have seen images: those of a fresh network have not."""
-        return any(bool((norm.running_mean != 0).any()) for norm in self.batch_norms())
+        means = [norm.running_mean for norm in self.batch_norms()]
+        return any(bool(mean.any()) for mean in means if mean is not None)
 
     def batch_norms(self) -> list[nn.BatchNorm2d]:
         """The BatchNorm layers that kept statistics of the training data; empty if none did."""

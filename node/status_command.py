@@ -109,6 +109,8 @@ def _run_status(folder: Membership, run: str) -> dict[str, object]:
     publish = ["genkd-node", "publish", out, "--run", run, "--round", str(following), "--for-round"]
     if newest:
         distill += [*_student_option(newest[0].student), "--init-student", str(newest[0].student)]
+        if newest[0].round > 0:  # the start student of round 0 knows nothing that could be lost
+            distill += ["--recipe", "continue"]
         publish += ["--parent", str(newest[0].path)]
     distill += ["--out", out]
     return {

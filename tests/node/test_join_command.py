@@ -334,7 +334,7 @@ def test_status_says_what_comes_next(
     spring, autumn = data["runs"]
     assert spring["shared"] == {"round": 10, "path": str(newest)}
     distill, publish = spring["next"]
-    assert f"--init-student {newest / 'student.safetensors'}" in distill
+    assert f"--init-student {newest / 'student.safetensors'} --recipe continue" in distill
     published = "genkd-node publish runs/spring-11 --run spring --round 11 --for-round"
     assert publish == f"{published} --parent {newest}"
     assert autumn["shared"] is None
