@@ -44,7 +44,9 @@ app = typer.Typer()
     epilog="The same command on the same --out resumes. Ctrl-C and SIGTERM keep the checkpoint."
 )
 def distill(
-    teacher: Annotated[Path, typer.Option(help="The teacher: a safetensors file.")],
+    teacher: Annotated[
+        Path, typer.Option(help="The teacher: a safetensors file, or with --prior an ONNX file.")
+    ],
     student: Annotated[
         str | None, typer.Option(help="Its architecture.", show_default="resnet8-half")
     ] = None,
@@ -58,6 +60,10 @@ def distill(
     label_embeddings: Annotated[
         Path | None,
         typer.Option(help="For nayer: text embeddings of the class names, a safetensors file."),
+    ] = None,
+    prior: Annotated[
+        Path | None,
+        typer.Option(help="A public generative model to draw on: see genkd-prior train."),
     ] = None,
     budget: Annotated[
         str | None, typer.Option(help="What to spend: 10m, 2e6passes, 20000samples.")
@@ -103,6 +109,7 @@ def distill(
     genkd-node distill --teacher model.safetensors
     genkd-node distill --teacher model.safetensors --student resnet20 --recipe thorough
     genkd-node distill --teacher model.safetensors --budget 10m --out runs/first
+    genkd-node distill --teacher black-box.onnx --prior vae.safetensors
     genkd-node distill --teacher bare.safetensors --arch torchvision:resnet18
         --num-classes 10 --input-size 32x32 --mean 0.5,0.5,0.5 --std 0.2,0.2,0.2
     """  # noqa: D301 (click wants the \b itself)
@@ -131,6 +138,7 @@ def distill(
             recipe=settings.recipe,
             method=method,
             label_embeddings=label_embeddings,
+            prior=prior,
             budget=settings.budget,
             seed=settings.seed,
             device=settings.device,

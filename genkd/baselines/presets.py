@@ -56,6 +56,22 @@ SYNTHESIS_KEYS = frozenset(OFF) | PRIOR_KEYS | GENERATOR_KEYS
 # 12 generator steps beside 12 steps of the student: one each in turn. All generators have the shape
 # of github:huawei-noah/Efficient-Computing (DAFL) with 64 feature maps, as later authors took it.
 METHOD_PRESETS: Mapping[str, Mapping[str, Value]] = {
+    # GenKD's own over a public generative model, which is not trained: its values are ours.
+    "frozen-prior": {
+        "warm_up": 0.15,
+        "energy": True,
+        "energy_rate": 5e-3,
+        "energy_steps": 8,
+        "langevin_steps": 20,
+        "langevin_step_size": 0.4,
+        "positive_temperature": 0.2,
+        "likelihood_weight": 1.0,
+        "policy_gradient": "stationary",
+        "policy_segments": 1,
+        "policy_placebo": False,
+        "policy_weight": 0.3,
+        "effective_share": 0.2,
+    },
     # The paper's EBM in pixels; all our choice, see genkd/pixel_synthesis.py.
     "genkd-pixel": {
         "generator_rate": 1.0,
