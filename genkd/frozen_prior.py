@@ -43,7 +43,8 @@ from genkd.losses import (
 )
 from genkd.prior import LatentPrior, Proposal
 from genkd.recipe import Recipe
-from genkd.synthesis import SyntheticBatch
+from genkd.sources import draw_evenly
+from genkd.synthesis import SynthesisMethod, SyntheticBatch
 from genkd.teacher import Teacher
 
 METHOD = "frozen-prior"
@@ -133,8 +134,8 @@ def fit_images(images: Tensor, card: InputCard) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
-class FrozenPrior:
-    """A `SynthesisMethod` over a frozen generative model.
+class FrozenPrior(SynthesisMethod):
+    """Images of a frozen generative model.
 
     Args:
         teacher: On the device; asked by forward passes only.
@@ -142,10 +143,6 @@ class FrozenPrior:
         device: Where.
         generator: Source of everything random here, on the device.
         model: Frozen; moved to the device.
-
-    Attributes:
-        batch: Images a round; halved by `halve_batch`.
-        teacher_passes: Images that went through the teacher so far.
     """
 
     def __init__(
@@ -157,14 +154,11 @@ class FrozenPrior:
         model: GenerativeModel,
     ) -> None:
         require_prior_fits(recipe, model, teacher)
+        super().__init__(recipe.batch, teacher.card.spec.num_classes)
         self.teacher, self.device, self.random = teacher, device, generator
         self.recipe = replace(recipe, latent_dim=model.card.latent_dim)
         self.model = model.to(device.torch)
-        self.num_classes = teacher.card.spec.num_classes
         self.known = torch.tensor(teacher.known, device=device.torch)
-        self.batch = recipe.batch
-        self.rounds = 0
-        self.teacher_passes = 0
         self.prior: LatentPrior | None = None
         if recipe.energy:
             # One-hot: of a black box no last layer is known that could tell which classes are near.
@@ -214,13 +208,6 @@ class FrozenPrior:
             self._warnings(),
         )
 
-    def halve_batch(self) -> int:
-        """Make half as many images a round from now on; how many, or 0 if that is not possible."""
-        if self.batch // 2 < max(4, self.num_classes // 4):
-            return 0
-        self.batch //= 2
-        return self.batch
-
     def close(self) -> None:
         """There are no hooks on the teacher."""
 
@@ -254,18 +241,15 @@ class FrozenPrior:
 
     def _propose(self) -> Proposal:
         """Latents for a batch with as many of each class as possible, in random order."""
-        on = self.device.torch
         asked = self.known
         if self.rounds >= PATIENCE_ROUNDS:
             asked = asked[self.found.counts()[asked] > 0]
-        # A random start, so that classes that do not fit into this batch come in another.
-        first = torch.randint(len(asked), (), generator=self.random, device=on)
-        labels = asked[(torch.arange(self.batch, device=on) + first) % len(asked)]
-        labels = labels[torch.randperm(self.batch, generator=self.random, device=on)]
+        labels = draw_evenly(asked, self.batch, self.random)
         if self.prior is not None:
             return self.prior.draw(labels, self.random)
         shape = (self.batch, self.recipe.latent_dim)
-        return Proposal(torch.randn(shape, generator=self.random, device=on), labels, None)
+        latents = torch.randn(shape, generator=self.random, device=self.device.torch)
+        return Proposal(latents, labels, None)
 
     def _public_labels(self, labels: Tensor) -> Tensor:
         """A label of the public data for each class asked for, int64 (B,)."""

@@ -71,13 +71,9 @@ class Sources:
 
         Who is asked for a class is drawn by how well each learnt it.
         """
-        on = generator.device
         open_to = self._open(generator)
         known = torch.unique(self.class_of[open_to])
-        # A random start, so that classes that do not fit into this batch come in another.
-        first = torch.randint(len(known), (), generator=generator, device=on)
-        labels = known[(torch.arange(count, device=on) + first) % len(known)]
-        labels = labels[torch.randperm(count, generator=generator, device=on)]
+        labels = draw_evenly(known, count, generator)
         if len(self.members) == 1:
             return torch.searchsorted(self.class_of, labels)
         fits = (labels.unsqueeze(1) == self.class_of) & open_to  # (count, P)
@@ -152,3 +148,18 @@ class Sources:
         if logits is None:
             return images.new_zeros(0, self.num_classes)
         return logits
+
+
+def draw_evenly(classes: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Labels (count,), as many of each of `classes` as possible, in random order.
+
+    Args:
+        classes: int64 (P,), on the generator's device.
+        count: How many.
+        generator: Source of the order.
+    """
+    on = generator.device
+    # A random start, so that classes that do not fit into this batch come in another.
+    first = torch.randint(len(classes), (), generator=generator, device=on)
+    labels = classes[(torch.arange(count, device=on) + first) % len(classes)]
+    return labels[torch.randperm(count, generator=generator, device=on)]

@@ -12,10 +12,11 @@ DFQ and NAYER):
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,35 +67,46 @@ class SyntheticBatch:
     warnings: tuple[str, ...] = ()
 
 
-class SynthesisMethod(Protocol):
+class SynthesisMethod(ABC):
     """Where images come from: what the alternation of `genkd.train` asks of a method.
 
     Attributes:
         batch: Images a round; halved by `halve_batch`.
+        num_classes: K.
+        rounds: Rounds so far.
         teacher_passes: Images that went through the teacher so far.
     """
 
-    batch: int
-    teacher_passes: int
+    def __init__(self, batch: int, num_classes: int) -> None:
+        self.batch, self.num_classes = batch, num_classes
+        self.rounds = self.teacher_passes = 0
 
+    @abstractmethod
     def synthesise(self, student: nn.Module, *, steer: bool) -> SyntheticBatch:
         """Make a batch for this student; `steer`: whether the student is to be heeded yet."""
 
     def halve_batch(self) -> int:
-        """Make half as many images a round; how many, or 0 if that is not possible."""
+        """Make half as many images a round from now on; how many, or 0 if that is not possible."""
+        if self.batch // 2 < max(4, self.num_classes // 4):
+            return 0
+        self.batch //= 2
+        return self.batch
 
+    @abstractmethod
     def close(self) -> None:
         """Take the hooks off the teacher."""
 
+    @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint; the random state is the caller's."""
 
+    @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""
 
 
-class Synthesiser:
-    """GenKD's way, a `SynthesisMethod`: the generator, its prior and what they remember.
+class Synthesiser(SynthesisMethod):
+    """GenKD's way: the generator, its prior and what they remember.
 
     Args:
         teacher: On the device, in channels-last memory. Of an ensemble all members are drawn from
@@ -102,9 +114,6 @@ class Synthesiser:
         recipe: What to do.
         device: Where.
         generator: Source of everything random here, on the device.
-
-    Attributes:
-        batch: Images a round; halved by `halve_batch`.
     """
 
     def __init__(
@@ -115,12 +124,9 @@ class Synthesiser:
         generator: torch.Generator,
     ) -> None:
         card = teacher.card
+        super().__init__(recipe.batch, card.spec.num_classes)
         self.recipe, self.device, self.random = recipe, device, generator
         self.sources = Sources(teacher, recipe.statistics_momentum, device)
-        self.num_classes = card.spec.num_classes
-        self.batch = recipe.batch
-        self.rounds = 0
-        self.teacher_passes = 0
         embeddings = self.sources.embeddings(generator)
         self.generator = Generator(
             recipe.latent_dim,
@@ -180,13 +186,6 @@ class Synthesiser:
             health,
             self.teacher_passes - passes,
         )
-
-    def halve_batch(self) -> int:
-        """Make half as many images a round from now on; how many, or 0 if that is not possible."""
-        if self.batch // 2 < max(4, self.num_classes // 4):
-            return 0
-        self.batch //= 2
-        return self.batch
 
     def close(self) -> None:
         """Take the hooks off the teacher."""

@@ -7,7 +7,7 @@ student whatever came, and an image's label is the teacher's own arg max.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,35 +21,29 @@ from genkd.errors import InputFileRefused
 from genkd.generator import Generator
 from genkd.losses import class_entropy, label_log_probability, within_class_deviation
 from genkd.recipe import Recipe
-from genkd.synthesis import ADAM_BETAS, SyntheticBatch, frozen
+from genkd.sources import draw_evenly
+from genkd.synthesis import ADAM_BETAS, SynthesisMethod, SyntheticBatch, frozen
 from genkd.teacher import Teacher
 
 Losses = dict[str, Tensor]
 
 
-class Baseline(ABC):
-    """A `SynthesisMethod` that keeps whatever it makes, unless `_accept` says otherwise.
+class Baseline(SynthesisMethod):
+    """A method that keeps whatever it makes, unless `_accept` says otherwise.
 
     Args:
         teacher: On the device, in channels-last memory.
         recipe: What to do.
         device: Where.
         generator: Source of everything random here, on the device.
-
-    Attributes:
-        batch: Images a round; halved by `halve_batch`.
-        teacher_passes: Images that went through the teacher so far.
     """
 
     def __init__(
         self, teacher: Teacher, recipe: Recipe, device: Device, generator: torch.Generator
     ) -> None:
+        super().__init__(recipe.batch, teacher.card.spec.num_classes)
         self.teacher, self.recipe, self.device, self.random = teacher, recipe, device, generator
         self.known = torch.tensor(teacher.known, device=device.torch)
-        self.num_classes = teacher.card.spec.num_classes
-        self.batch = recipe.batch
-        self.rounds = 0
-        self.teacher_passes = 0
         self.statistics = BatchStatistics(teacher, momentum=recipe.statistics_momentum)
 
     @abstractmethod
@@ -101,13 +95,6 @@ class Baseline(ABC):
             self.teacher_passes - passes,
         )
 
-    def halve_batch(self) -> int:
-        """Make half as many images a round from now on; how many, or 0 if that is not possible."""
-        if self.batch // 2 < max(4, self.num_classes // 4):
-            return 0
-        self.batch //= 2
-        return self.batch
-
     def close(self) -> None:
         """Take the hooks off the teacher."""
         self.statistics.remove()
@@ -157,10 +144,7 @@ class Baseline(ABC):
 
     def _labels(self) -> Tensor:
         """As many of each class as possible (B,), in random order."""
-        on, count = self.device.torch, len(self.known)
-        first = torch.randint(count, (), generator=self.random, device=on)
-        labels = self.known[(torch.arange(self.batch, device=on) + first) % count]
-        return labels[torch.randperm(self.batch, generator=self.random, device=on)]
+        return draw_evenly(self.known, self.batch, self.random)
 
     def _new_generator(self) -> Generator:
         """An unconditional one, G(z): its label embeddings have no length."""

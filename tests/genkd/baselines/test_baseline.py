@@ -65,7 +65,7 @@ def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
 
 
 def test_every_method_of_a_recipe_can_be_made(teacher: Teacher) -> None:
-    assert {"genkd", "genkd-pixel", *METHODS} == set(get_args(Method))
+    assert {"genkd", "genkd-pixel", "frozen-prior", *METHODS} == set(get_args(Method))
     place = Device(torch.device("cpu"), "fp32")
     recipe = find_recipe("quick", {})
     made = make_synthesiser(teacher, recipe, place, place.generator(0))
