@@ -62,6 +62,7 @@ def test_defaults_are_passed_on(recorder: Recorder) -> None:
         "recipe": "standard",
         "method": None,
         "label_embeddings": None,
+        "prior": None,
         "budget": None,
         "seed": 0,
         "device": "auto",
@@ -88,6 +89,7 @@ def test_every_flag_arrives(recorder: Recorder) -> None:
             *("--input-size", "3x32x32", "--mean", "0.5", "--std", "0.1,0.2,0.3"),
             *("--factory", "m:f", "--allow-local-code"),
             *("--method", "nayer", "--label-embeddings", "e.safetensors"),
+            *("--prior", "p.safetensors"),
         ]
     )
     assert code == 0
@@ -100,6 +102,7 @@ def test_every_flag_arrives(recorder: Recorder) -> None:
         "recipe": "quick",
         "method": "nayer",
         "label_embeddings": Path("e.safetensors"),
+        "prior": Path("p.safetensors"),
         "budget": "10m",
         "seed": 7,
         "device": "cpu",
