@@ -78,7 +78,8 @@ def registry_of(settings: FederationSettings, payer: TransactionSigner) -> Regis
     if settings.rpc_url is None:
         raise ConfigurationError(
             "no Ethereum endpoint is named",
-            hint="set rpc_url in genkd.toml, give --rpc, or use --offline",
+            hint="set rpc_url in genkd.toml or give --rpc; 'genkd-coordinator chain up' starts a "
+            "test chain and sets it; publish can do without by --offline",
         )
     return RegistryClient(
         settings.rpc_url,

@@ -113,11 +113,17 @@ def remove(
         From when on the node does not count; 0 if the registry never had it.
 
     Raises:
+        UsageError: If nobody knows a node of this address.
         RefusedByPolicy: As `RegistryClient.remove_node`.
         CannotCheck, Stopped: As `RegistryClient`.
     """
     known = client.state.node(address)
     join = joins.get(address)
+    if known.since == 0 and join is None:  # who mistypes must not believe that the node is out
+        raise UsageError(
+            f"no node {address} is enrolled, and none asked to join",
+            hint="'genkd-coordinator status' lists the nodes",
+        )
     if known.since == 0 and join is not None:
         until = 0  # who was never enrolled cannot be removed; his request is refused
     elif until is None and known.until != NEVER:
@@ -136,6 +142,11 @@ def remove(
 def _asked_for(joins: Joins, node: str) -> tuple[NodeProfile, Join | None]:
     """The profile that is meant, and what is known of the node."""
     if not ADDRESS.fullmatch(node):
+        if not Path(node).is_file():
+            raise UsageError(
+                f"{node[:100]} is neither an address, 0x and 40 digits, nor a file",
+                hint="'genkd-coordinator admit' lists who asked; or give the node's profile.json",
+            )
         profile = read_profile(Path(node))
         return profile, joins.get(profile.node)
     join = joins.get(parse_address(node))

@@ -9,7 +9,7 @@ import typer
 
 from coordinator.registry_commands import client_of, settings_of
 from genkd.console import Answer, AsJson
-from genkd.errors import UsageError
+from genkd.errors import ConfigurationError, UsageError
 from genkd.layered_settings import ChainFlag, KeysFlag, RegistryFlag, RpcFlag
 
 if TYPE_CHECKING:
@@ -50,6 +50,11 @@ def admit(
     from coordinator.joins import Joins
 
     settings = settings_of(keys, rpc, registry, chain_id)
+    if not settings.federation.is_dir():
+        raise ConfigurationError(
+            f"there is no federation in {settings.federation}",
+            hint="begin one with 'genkd-coordinator init', or go to its folder",
+        )
     joins = Joins(settings.federation)
     if node is None:
         return _waiting(joins)

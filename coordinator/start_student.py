@@ -99,6 +99,11 @@ def parse_student(
             "--image, --mean and --std stand in the card of the student already",
             hint="leave them out, or name an architecture as --student",
         )
+    if not Path(spec).is_file():
+        raise InputFileRefused(
+            f"there is no file {spec}",
+            hint="--student names a model file, a card or an architecture",
+        )
     if spec.endswith(".json"):
         return StartStudent(_named(_card_in(Path(spec)), names))
     weights = read_bounded(Path(spec), SIZE_LIMITS[STUDENT_NAME])

@@ -149,7 +149,7 @@ def _become_admitted(
         folder.supernode_public_key(),
         folder.folder,
     )
-    _check_card(folder, joined)
+    _check_card(folder, joined, settings)
     if answer.state == "pending":
         folder.remember(joined)
         admit = f"genkd-coordinator admit {joined.node}"
@@ -196,11 +196,12 @@ def _card(folder: Membership) -> FederationCard | None:
     return read_card(folder.folder)
 
 
-def _check_card(folder: Membership, joined: Joined) -> None:
+def _check_card(folder: Membership, joined: Joined, settings: Settings) -> None:
     """Say now what would only show as silence later.
 
     Raises:
-        ConfigurationError: If the coordinator runs another app than the one installed here.
+        ConfigurationError: If the coordinator runs another app than the one installed here, or the
+            federation is on another chain or registry than this node trusts.
     """
     from contracts.app_bundle import app_bundle_sha256
 
@@ -211,6 +212,14 @@ def _check_card(folder: Membership, joined: Joined) -> None:
         raise ConfigurationError(
             "the coordinator's app is of another version than this program's",
             hint="install the version of genkd-node that the coordinator names",
+        )
+    trusted = (settings.chain_id or card.chain_id, settings.registry or card.registry)
+    if (trusted[0], trusted[1].lower()) != (card.chain_id, card.registry.lower()):
+        raise ConfigurationError(
+            f"the federation is on chain {card.chain_id}, registry {card.registry}; this node "
+            f"trusts chain {trusted[0]}, registry {trusted[1]}",
+            hint="correct chain_id and registry in genkd.toml, GENKD_* or the flags, "
+            "if the federation's are the ones you were told",
         )
     if missing := [run for run in joined.runs if run not in card.runs]:
         open_runs = ", ".join(card.runs) or "none"

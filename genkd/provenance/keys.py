@@ -332,7 +332,7 @@ def _read(path: Path, limit: int) -> bytes:
     except OSError as error:
         raise KeyOrSignatureError(
             f"{path} cannot be read: {error.strerror}",
-            hint="check the path, or make keys with 'genkd-node init'",
+            hint="check the path, or make keys: genkd-node init, or genkd-coordinator init",
         ) from error
     if len(data) > limit:
         raise KeyOrSignatureError(f"{path} is too large", hint="restore it from a backup")

@@ -73,7 +73,7 @@ def require_private(path: Path) -> None:
     except OSError as error:
         raise KeyOrSignatureError(
             f"{path} cannot be read: {error.strerror}",
-            hint="check the path, or make keys with 'genkd-node init'",
+            hint="check the path, or make keys: genkd-node init, or genkd-coordinator init",
         ) from error
     if not stat.S_ISREG(status.st_mode):
         raise KeyOrSignatureError(f"{path} is not a regular file", hint="check the path")
@@ -123,7 +123,8 @@ def find_passphrase(file: Path | None, *, ask: bool, confirm: bool = False) -> P
     if not ask or not sys.stdin.isatty():
         raise KeyOrSignatureError(
             "a passphrase is needed, and there is no terminal to ask for it",
-            hint="name a private file that holds the passphrase in GENKD_KEY_PASSWORD_FILE",
+            hint="name a private file that holds the passphrase in GENKD_KEY_PASSWORD_FILE, "
+            "a coordinator in GENKD_COORDINATOR_KEY_PASSWORD_FILE",
         )
     first = getpass.getpass("Passphrase for the keys: ")
     if confirm and getpass.getpass("The same again: ") != first:

@@ -246,6 +246,21 @@ def test_a_coordinator_of_another_version_is_said_now_not_answered_with_silence(
     assert coordinator.started == []
 
 
+@pytest.mark.parametrize(("setting", "value"), [("CHAIN_ID", "5"), ("REGISTRY", "0x" + "ab" * 20)])
+def test_a_federation_on_another_chain_than_the_trusted_one_is_said_now(
+    setting: str,
+    value: str,
+    coordinator: Coordinator,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(f"GENKD_{setting}", value)
+    code, message = error_of(capsys, *ASK, "--run", "spring")
+    assert code == 3
+    assert value in message
+    assert coordinator.started == []
+
+
 def test_a_run_that_is_not_open_yet_is_mentioned(
     coordinator: Coordinator, capsys: pytest.CaptureFixture[str]
 ) -> None:
