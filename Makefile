@@ -83,7 +83,7 @@ $(FOR_FEDERATION): $(CREATED) pyproject.toml
 # What the tests need includes what the demos need.
 $(FOR_TEST): $(CREATED) pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		-e '.[distill,onnx,federation,test]'
+		-e '.[distill,onnx,federation,study,test]'
 	@touch $@ $(FOR_DEMO) $(FOR_FEDERATION)
 
 contracts/node_modules: $(CHAIN_TOOLS)
