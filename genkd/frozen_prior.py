@@ -11,7 +11,8 @@ the teacher confirmed are kept, and are the positives of the likelihood in every
 v = log p_T(y | x).
 
 A conditional model wants a label of its own as well. It is drawn in proportion to how often images
-of that label were confirmed as the class that is asked for; at first all are equally likely.
+of that label were confirmed as the class that is asked for; at first all are equally likely. Of a
+latent EBM only the decoder is drawn on: which latents are good, f learns anew from N(0, I).
 
 Source: an EBM in the latent space of a generator, Pang et al. 2020 (arXiv:2006.08205); of one that
 is frozen, Nijkamp et al. 2020 (arXiv:2006.06897).

@@ -104,6 +104,18 @@ def priors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / f"{name}.safetensors" for name in made}
 
 
+@pytest.fixture(scope="module")
+def box(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny teacher as a black box."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    from genkd.export import export_onnx
+
+    path = tmp_path_factory.mktemp("box") / "box.onnx"
+    export_onnx(load_teacher(tiny_teacher), path)
+    return path
+
+
 @pytest.fixture
 def teacher(tiny_teacher: Path) -> Teacher:
     return load_teacher(tiny_teacher)
@@ -292,15 +304,11 @@ def test_a_run_records_its_prior_and_lowers_the_students_loss(
 
 
 def test_a_black_box_teaches_by_its_answers(
-    tiny_teacher: Path, priors: dict[str, Path], tmp_path: Path
+    tiny_teacher: Path, box: Path, priors: dict[str, Path], tmp_path: Path
 ) -> None:
     """The same student, up to rounding, as from the network that the box hides."""
-    pytest.importorskip("onnxruntime")
-    from genkd.export import export_onnx
-
-    export_onnx(load_teacher(tiny_teacher), tmp_path / "box.onnx")
     students = []
-    for name, teacher in (("box", tmp_path / "box.onnx"), ("open", tiny_teacher)):
+    for name, teacher in (("box", box), ("open", tiny_teacher)):
         path = run(teacher, tmp_path / name, priors["plain"]).student
         students.append(load_tensors(path, read_header(path)))
     for name, value in students[0].items():
@@ -375,14 +383,10 @@ def test_what_does_not_fit_together_is_refused_before_anything_begins(
 
 @pytest.mark.parametrize("method", ["genkd", "noise", "genkd-pixel", "nayer"])
 def test_a_black_box_without_a_prior_is_refused_with_the_way_out(
-    tiny_teacher: Path, tmp_path: Path, method: str
+    box: Path, tmp_path: Path, method: str
 ) -> None:
-    pytest.importorskip("onnxruntime")
-    from genkd.export import export_onnx
-
-    export_onnx(load_teacher(tiny_teacher), tmp_path / "box.onnx")
     with pytest.raises(UsageError, match="needs gradients") as caught:
-        distill(teacher=tmp_path / "box.onnx", out=tmp_path / "run", method=method)
+        distill(teacher=box, out=tmp_path / "run", method=method)
     assert "--prior FILE" in caught.value.hint
     assert not (tmp_path / "run").exists()
 
@@ -427,22 +431,19 @@ COMMANDS = {
 @pytest.mark.parametrize("name", list(COMMANDS))
 def test_the_command_says_in_two_lines_what_is_wrong(
     tiny_teacher: Path,
+    box: Path,
     priors: dict[str, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     name: str,
 ) -> None:
-    pytest.importorskip("onnxruntime")
-    from genkd.export import export_onnx
     from node.cli import main
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     flags, code, message = COMMANDS[name]
-    paths = {"prior": priors["plain"], "teacher": tiny_teacher, "box": tmp_path / "box.onnx"}
-    if "{box}" in flags:
-        export_onnx(load_teacher(tiny_teacher), paths["box"])
+    paths = {"prior": priors["plain"], "teacher": tiny_teacher, "box": box}
     given = [flag.format(**paths) for flag in flags]
     teacher = [] if "--teacher" in given else ["--teacher", str(tiny_teacher)]
     assert main(["distill", "--out", "run", *teacher, *given]) == code
