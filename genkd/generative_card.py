@@ -47,7 +47,7 @@ class GenerativeCard:
     channels: int
     height: int
     width: int
-    base_channels: int = 32
+    base_channels: int = 16
     description: str = ""
 
     def __post_init__(self) -> None:

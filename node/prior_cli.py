@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
 PROGRAM = "genkd-prior"
 DEFAULT_BUDGET = "10m"
-DEFAULT_LATENT_DIM = 32
-DEFAULT_WIDTH = 32
+# Small, because budgets are: more dimensions need longer until N(0, I) is filled.
+DEFAULT_LATENT_DIM = 16
+DEFAULT_WIDTH = 16
 # Plain help, as in `node.cli`.
 typer.core.HAS_RICH = False
 app = typer.Typer(

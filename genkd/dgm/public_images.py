@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from genkd.array_files import idx_images_in, listing, reason
 from genkd.card import InputCard, ModelCard, ModelSpec
 from genkd.errors import InputFileRefused, UsageError
+from genkd.generative_card import CARD_BOUNDS
 from genkd.images import LabelledImages, as_card_wants, read_images, read_labelled_arrays
 from genkd.picture_folder import PICTURE_SUFFIXES, read_picture
 
@@ -146,7 +147,14 @@ def _count(labels: NDArray[np.generic], source: str) -> int:
             f"{source}: labels of type {labels.dtype} and shape {labels.shape} are not understood",
             hint="give one whole number for each image, from 0 on",
         )
-    return int(labels.max()) + 1
+    count = int(labels.max()) + 1
+    most = CARD_BOUNDS["num_classes"][1]
+    if count > most:
+        raise InputFileRefused(
+            f"{source}: labels up to {count - 1}, for {count} classes; a prior has at most {most}",
+            hint="number the classes from 0 on without gaps, or leave some out",
+        )
+    return count
 
 
 def _shape(images: NDArray[np.generic], source: str) -> tuple[int, int, int]:
