@@ -22,6 +22,20 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 Method = Literal["distill", "fedavg", "trimmed", "krum"]
+Rounds = Annotated[int, typer.Option(min=1, help="How many there are to be in all.")]
+Nodes = Annotated[int, typer.Option(min=1, help="How many nodes are waited for.")]
+Run = Annotated[str, typer.Option("--run", help="The run's name or id.")]
+Merge = Annotated[Method, typer.Option("--merge", help="How students become one.")]
+Student = Annotated[
+    str | None, typer.Option(help="A model file, a card (.json), or an architecture's name.")
+]
+Quorum = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="How many releases a merge needs.", show_default="over half, at least 3"
+    ),
+]
+Wait = Annotated[str, typer.Option(help="How long a round waits: 90s, 20m, 1.5h, 7d.")]
 Classes = Annotated[
     str | None, typer.Option(help="Their names with commas, or a file with one a line.")
 ]
@@ -41,25 +55,17 @@ Overrides = Annotated[
 
 @app.command()
 def run(
-    rounds: Annotated[int, typer.Option(min=1, help="How many there are to be in all.")],
-    nodes: Annotated[int, typer.Option(min=1, help="How many nodes are waited for.")],
-    run_name: Annotated[str, typer.Option("--run", help="The run's name or id.")],
-    merge: Annotated[Method, typer.Option("--merge", help="How students become one.")] = "distill",
-    student: Annotated[
-        str | None,
-        typer.Option(help="A model file, a card (.json), or an architecture's name."),
-    ] = None,
+    rounds: Rounds,
+    nodes: Nodes,
+    run_name: Run,
+    merge: Merge = "distill",
+    student: Student = None,
     classes: Classes = None,
     image: Image = None,
     mean: Mean = None,
     std: Std = None,
-    quorum: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="How many releases a merge needs.", show_default="over half, at least 3"
-        ),
-    ] = None,
-    wait: Annotated[str, typer.Option(help="How long a round waits: 90s, 20m, 1.5h, 7d.")] = "1d",
+    quorum: Quorum = None,
+    wait: Wait = "1d",
     budget: Budget = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -111,10 +117,8 @@ def run(
         precision=precision,
         overrides=_overrides(overrides or []),
     )
-    (
-        request.plan(),
-        request.start(),
-    )  # what is wrong with it is said before a passphrase is asked for
+    for read in (request.plan, request.start):
+        read()  # what is wrong with it is said before a passphrase is asked for
     unlocked = open_keys(settings.keys, settings.key_password_file)
 
     def main(grid: Grid, context: Context) -> list[DoneRound]:
