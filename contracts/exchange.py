@@ -7,11 +7,11 @@ A coordinator **collects** a node's finished release and later **shares** the me
 else is ever said over Flower: nodes distil on their own schedule and record their students
 themselves.
 
-The files of a release travel as Flower arrays of plain bytes, which it sends byte for byte and in
-chunks; the same bytes in a `ConfigRecord` take it minutes and gigabytes. What controls the
-conversation is canonical JSON of at most 64 KiB. `from_record` believes nothing: whatever is not
-exactly what `to_record` writes is refused. That a message is well-formed says nothing about the
-release in it, which is verified by its signatures (`genkd.provenance`).
+The files of a release travel as Flower arrays of plain bytes (`packed_files`), which it sends byte
+for byte and in chunks; the same bytes in a `ConfigRecord` take it minutes and gigabytes. What
+controls the conversation is canonical JSON of at most 64 KiB. `from_record` believes nothing:
+whatever is not exactly what `to_record` writes is refused. That a message is well-formed says
+nothing about the release in it, which is verified by its signatures (`genkd.provenance`).
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import ClassVar, Final, cast
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 
 from contracts.acknowledgement import MAX_ACKNOWLEDGEMENT_BYTES, SignedAcknowledgement
+from contracts.packed_files import Malformed, pack, unpack
 from genkd.canonical import canonical_json, parse_json
 from genkd.errors import InputFileRefused
 from genkd.provenance.receipt import MAX_RECEIPT_BYTES, Receipt
 from genkd.provenance.release import SIZE_LIMITS
-from genkd.provenance.statement import MAX_PARENTS
+from genkd.provenance.statement import MAX_PARENTS, STUDENT_NAME
 from genkd.provenance.typed_data import parse_address, parse_bytes32, to_hex
 
 PROTOCOL: Final = 1
@@ -41,14 +42,16 @@ MAX_REASON = 300  # characters
 MAX_WAIT = 3600  # seconds
 MAX_PARENTS_BYTES = 2**26  # 10,000 receipts, each with its Merkle proof
 
-CONTROL, RELEASE, RECEIPTS = "control", "release", "receipts"
+CONTROL, FILES = "control", "files"
+STUDENT = f"release/{STUDENT_NAME}"
+RELEASE_LIMITS: Mapping[str, int] = {f"release/{name}": n for name, n in SIZE_LIMITS.items()}
 OWN, PARENTS, ACKNOWLEDGEMENT = "own", "parents", "acknowledgement"
-RECEIPT_LIMITS: Mapping[str, int] = {
+SHARE_LIMITS: Mapping[str, int] = {
+    **RELEASE_LIMITS,
     OWN: MAX_RECEIPT_BYTES,
     PARENTS: MAX_PARENTS_BYTES,
     ACKNOWLEDGEMENT: MAX_ACKNOWLEDGEMENT_BYTES,
 }
-DTYPE, STYPE = "uint8", "bytes"
 
 
 def one_line(reason: str) -> str:
@@ -142,7 +145,8 @@ class CollectReply:
 
     def to_record(self) -> RecordDict:
         """The content of the reply to a message of type `COLLECT`."""
-        return _record(self.KIND, {"node": self.node, "reason": self.reason}, release=self.files)
+        control = {"node": self.node, "reason": self.reason}
+        return _record(self.KIND, control, _as_files(self.files or {}))
 
     @classmethod
     def from_record(cls, record: RecordDict) -> CollectReply:
@@ -151,8 +155,8 @@ class CollectReply:
         Raises:
             InputFileRefused: If it is anything else.
         """
-        control = _control(record, cls.KIND, {"node", "reason"}, RELEASE)
-        files = _arrays(record, RELEASE, SIZE_LIMITS)
+        control = _control(record, cls.KIND, {"node", "reason", FILES}, FILES)
+        files = _as_release(_files(record, control, RELEASE_LIMITS))
         # Whatever it is, it is checked as the address of the reply.
         return cls(cast(str, control["node"]), files or None, _parse_reason(control))
 
@@ -205,12 +209,9 @@ class ShareRequest:
             PARENTS: b"\n".join(self.parents.values()),
             ACKNOWLEDGEMENT: self.acknowledgement,
         }
-        return _record(
-            self.KIND,
-            _place(self.run_id, self.round),
-            release=self.files,
-            receipts={name: data for name, data in parts.items() if data},
-        )
+        papers = {name: data for name, data in parts.items() if data}
+        files = _as_files(self.files) | papers
+        return _record(self.KIND, _place(self.run_id, self.round), files)
 
     @classmethod
     def from_record(cls, record: RecordDict) -> ShareRequest:
@@ -219,15 +220,14 @@ class ShareRequest:
         Raises:
             InputFileRefused: If it is anything else.
         """
-        control = _control(record, cls.KIND, {"run", "round"}, RELEASE, RECEIPTS)
-        files = _arrays(record, RELEASE, SIZE_LIMITS)
-        receipts = _arrays(record, RECEIPTS, RECEIPT_LIMITS)
+        control = _control(record, cls.KIND, {"run", "round", FILES}, FILES)
+        files = _files(record, control, SHARE_LIMITS)
         return cls(
             *_parse_place(control),
-            files,
-            _parse_parents(receipts.get(PARENTS, b"")),
-            receipts.get(OWN),
-            receipts.get(ACKNOWLEDGEMENT),
+            _as_release(files),
+            _parse_parents(files.get(PARENTS, b"")),
+            files.get(OWN),
+            files.get(ACKNOWLEDGEMENT),
         )
 
 
@@ -277,18 +277,20 @@ def _place(run_id: bytes, round_number: int) -> dict[str, object]:
 
 
 def _record(
-    kind: str,
-    control: Mapping[str, object],
-    release: Mapping[str, bytes] | None = None,
-    receipts: Mapping[str, bytes] | None = None,
+    kind: str, control: Mapping[str, object], files: Mapping[str, bytes] | None = None
 ) -> RecordDict:
-    data = canonical_json({"v": PROTOCOL, "kind": kind, **control})
+    """A message; `files` is None for a kind that holds none."""
+    arrays, sizes = pack(files or {}, large=STUDENT)
+    said = {} if files is None else {FILES: sizes}
+    data = canonical_json({"v": PROTOCOL, "kind": kind, **control, **said})
     record = RecordDict({CONTROL: ConfigRecord({"json": data})})
-    for name, files in ((RELEASE, release), (RECEIPTS, receipts)):
-        if files:
-            arrays = {key: Array(DTYPE, (len(one),), STYPE, one) for key, one in files.items()}
-            record[name] = ArrayRecord(arrays)
+    if arrays is not None:
+        record[FILES] = arrays
     return record
+
+
+def _as_files(release: Mapping[str, bytes]) -> dict[str, bytes]:
+    return {f"release/{name}": data for name, data in release.items()}
 
 
 # ------------------------------------------------------------------ reading
@@ -319,20 +321,18 @@ def _control(record: RecordDict, kind: str, members: set[str], *arrays: str) -> 
     return value
 
 
-def _arrays(record: RecordDict, name: str, limits: Mapping[str, int]) -> dict[str, bytes]:
-    """The bytes in an array record, each within its limit; empty if there is no such record."""
-    if name not in record:
-        return {}
-    arrays = record[name]
-    if not isinstance(arrays, ArrayRecord) or not arrays or not set(arrays) <= set(limits):
-        raise _refused(f"its {name} does not hold exactly the expected files")
-    for key, array in arrays.items():
-        said = (array.dtype, tuple(array.shape), array.stype)
-        if not isinstance(array.data, bytes) or said != (DTYPE, (len(array.data),), STYPE):
-            raise _refused(f"its {key} does not travel as bytes")
-        if not 0 < len(array.data) <= limits[key]:
-            raise _refused(f"its {key} is empty, or larger than {limits[key]} bytes")
-    return {key: array.data for key, array in arrays.items()}
+def _files(
+    record: RecordDict, control: Mapping[str, object], limits: Mapping[str, int]
+) -> dict[str, bytes]:
+    """The files in a message, each within its limit; empty if there are none."""
+    try:
+        return unpack(record.get(FILES), control[FILES], limits, large=STUDENT)
+    except Malformed as error:
+        raise _refused(str(error)) from error
+
+
+def _as_release(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    return {name: files[f"release/{name}"] for name in SIZE_LIMITS if f"release/{name}" in files}
 
 
 def _checked_files(files: Mapping[str, bytes]) -> Mapping[str, bytes]:

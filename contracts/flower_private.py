@@ -97,6 +97,12 @@ _telemetry.FLWR_TELEMETRY_ENABLED = "0"
 # The one call of a SuperLink's Runtime API that the shared secret of its executors protects.
 ACQUIRE_TASK = "/flwr.proto.Runtime/AcquireTask"
 PULL_MESSAGES = "/flwr.proto.Fleet/PullMessages"
+# Headers by which no SuperLink does anything; a quarter of a request. It compares versions, but
+# turns no SuperNode away for them.
+UNREAD = (
+    *("accept", "accept-encoding", "connection", "user-agent"),
+    *("flwr-package-name", "flwr-package-version", "flwr-component-name"),
+)
 
 # Of a connection that is not used, a request for messages that waits, and what keeps a node online.
 SECONDS_TO_KEEP_CONNECTION = 140.0
@@ -194,31 +200,35 @@ def grid_over(client: RuntimeHttpClient, run: Run, token: str) -> HttpGrid:
     return grid
 
 
-class _LongPoll:
-    """Lets the SuperLink keep a request for messages until there is one (RFC 7240, `wait`).
+class _Quiet:
+    """Leaves out of a request what nobody reads, and lets the one for messages wait for one.
 
-    Not the first, nor one after a failure: Flower says that it is connected when it is answered.
+    It waits (RFC 7240, `wait`) unless it is the first, or the one before failed: Flower says that
+    it is connected when it is answered.
     """
 
     def __init__(self) -> None:
         self._is_connected = False
 
     def intercept(self, context: Any, call_next: Any) -> httpx.Response:
+        request: httpx.Request = context.request
+        for name in UNREAD:
+            request.headers.pop(name, None)
+        answer: httpx.Response
         if context.rpc_method != PULL_MESSAGES:
-            other: httpx.Response = call_next(context)
-            return other
+            answer = call_next(context)
+            return answer
         if self._is_connected:
-            context.request.headers["prefer"] = f"wait={SECONDS_TO_WAIT}"
-            read = SECONDS_TO_WAIT + SECONDS_OF_GRACE
-            context.request.extensions["timeout"] |= {"read": read}
+            request.headers["prefer"] = f"wait={SECONDS_TO_WAIT}"
+            request.extensions["timeout"] |= {"read": SECONDS_TO_WAIT + SECONDS_OF_GRACE}
         self._is_connected = False
-        answer: httpx.Response = call_next(context)
+        answer = call_next(context)
         self._is_connected = answer.is_success
         return answer
 
 
 class QuietFleetClient(FleetHttpClient):
-    """A SuperNode's client that says little: its requests wait, and its connections last.
+    """A SuperNode's client that says little: short requests that wait, connections that last.
 
     Flower's asks for messages every three seconds, 1.2 kB each time, on connections that it closes
     after five seconds of silence. A SuperLink that knows nothing of waiting answers this one, too.
@@ -242,7 +252,7 @@ class QuietFleetClient(FleetHttpClient):
     ) -> None:
         super().__init__(
             base_url,
-            interceptors=(*interceptors, _LongPoll()),
+            interceptors=(*interceptors, _Quiet()),
             verify=verify,
             timeout=timeout,
             retry_invoker=retry_invoker,

@@ -150,7 +150,7 @@ HEX = "0x" + "11" * 32
         pytest.param(with_control(request(), wait=-1), id="negative-wait"),
         pytest.param(with_control(request(), wait=True), id="wait-is-true"),
         pytest.param(extra(request(), "weights", ConfigRecord()), id="another-record"),
-        pytest.param(extra(request(), "release", ArrayRecord()), id="files-in-a-question"),
+        pytest.param(extra(request(), "files", ArrayRecord()), id="files-in-a-question"),
         pytest.param(
             raw(request()["control"]["json"] + b" "),  # type: ignore[operator, index]
             id="not-canonical",
@@ -168,31 +168,67 @@ def array(data: bytes = b"x", **changes: object) -> Array:
     return Array(**values)  # type: ignore[arg-type]
 
 
-def with_file(name: str, value: Array | None) -> RecordDict:
+def answer(**sizes: object) -> RecordDict:
+    """An answer with a release, whose control data says other sizes of files; None: not there."""
     record = CollectReply(NODE, FILES).to_record()
-    release = record["release"]
-    assert isinstance(release, ArrayRecord)
+    config = record["control"]
+    assert isinstance(config, ConfigRecord)
+    said = json.loads(config["json"])["files"]  # type: ignore[arg-type]
+    said |= {f"release/{name.replace('_', '.')}": one for name, one in sizes.items()}
+    return with_control(record, files={name: one for name, one in said.items() if one is not None})
+
+
+def with_array(key: str, value: Array | None) -> RecordDict:
+    record = CollectReply(NODE, FILES).to_record()
+    files = record["files"]
+    assert isinstance(files, ArrayRecord)
     if value is None:
-        del release[name]
+        del files[key]
     else:
-        release[name] = value
+        files[key] = value
     return record
 
 
 @pytest.mark.parametrize(
     "record",
     [
-        pytest.param(with_file("model.sig", None), id="a-file-missing"),
-        pytest.param(with_file("../escape", array()), id="a-path-as-name"),
-        pytest.param(with_file("teacher.safetensors", array()), id="a-fifth-file"),
-        pytest.param(with_file("model.sig", array(b"")), id="an-empty-file"),
-        pytest.param(with_file("model.sig", array(bytes(2**20 + 1))), id="a-huge-file"),
-        pytest.param(with_file("model.sig", array(shape=(2,))), id="a-wrong-shape"),
-        pytest.param(with_file("model.sig", array(dtype="float32")), id="a-wrong-type"),
-        pytest.param(with_file("model.sig", array(stype="numpy.ndarray")), id="numpy"),
+        pytest.param(answer(model_sig=None, receipt_json=2), id="a-file-missing"),
+        pytest.param(answer(**{"../escape": 1, "model_sig": None}), id="a-path-as-name"),
         pytest.param(
-            extra(CollectReply(NODE, FILES).to_record(), "release", ConfigRecord()),
+            answer(teacher_safetensors=1, model_sig=None), id="a-file-that-does-not-belong"
+        ),
+        pytest.param(answer(model_sig=0, receipt_json=2), id="an-empty-file"),
+        pytest.param(answer(model_sig=-1, receipt_json=3), id="a-negative-size"),
+        pytest.param(answer(model_sig=True), id="a-size-that-is-true"),
+        pytest.param(answer(model_sig="1"), id="a-size-as-text"),
+        pytest.param(answer(model_sig=2), id="more-said-than-there"),
+        pytest.param(answer(student_safetensors=1), id="the-student-twice"),
+        pytest.param(with_array("small", array(b"pmrx")), id="more-there-than-said"),
+        pytest.param(with_array("small", None), id="the-small-files-missing"),
+        pytest.param(with_array("large", None), id="the-student-missing"),
+        pytest.param(with_array("large", array(b"")), id="an-empty-student"),
+        pytest.param(with_array("other", array()), id="a-third-array"),
+        pytest.param(
+            with_control(
+                with_array("small", array(bytes(2**20 + 3))),
+                files={
+                    "release/model.sig": 2**20 + 1,
+                    "release/provenance.json": 1,
+                    "release/receipt.json": 1,
+                },
+            ),
+            id="a-huge-file",
+        ),
+        pytest.param(with_array("small", array(b"pmr", shape=(2,))), id="a-wrong-shape"),
+        pytest.param(with_array("small", array(b"pmr", dtype="float32")), id="a-wrong-type"),
+        pytest.param(with_array("small", array(b"pmr", stype="numpy.ndarray")), id="numpy"),
+        pytest.param(
+            extra(CollectReply(NODE, FILES).to_record(), "files", ConfigRecord()),
             id="files-in-a-config-record",
+        ),
+        pytest.param(
+            with_control(CollectReply(NODE, FILES).to_record(), files=["release/model.sig"]),
+            id="sizes-that-are-a-list",
         ),
         pytest.param(
             with_control(CollectReply(NODE, FILES).to_record(), reason="none"),
@@ -222,16 +258,20 @@ def test_a_malformed_answer_is_refused(record: RecordDict) -> None:
         CollectReply.from_record(record)
 
 
-def receipts_of(record: RecordDict) -> ArrayRecord:
-    receipts = record["receipts"]
-    assert isinstance(receipts, ArrayRecord)
-    return receipts
-
-
 def spoil(name: str, change: Callable[[bytes], bytes]) -> Callable[[RecordDict], None]:
+    """Changes one of the small files of a message, and its size with it."""
+
     def apply(record: RecordDict) -> None:
-        receipts = receipts_of(record)
-        receipts[name] = array(change(receipts[name].data))
+        config, files = record["control"], record["files"]
+        assert isinstance(config, ConfigRecord)
+        assert isinstance(files, ArrayRecord)
+        sizes = json.loads(config["json"])["files"]  # type: ignore[arg-type]
+        data, small = files["small"].data, {}
+        for key in sorted(sizes):
+            small[key], data = data[: sizes[key]], data[sizes[key] :]
+        small[name] = change(small.get(name, b""))
+        files["small"] = array(b"".join(small[key] for key in sorted(small)))
+        with_control(record, files={key: len(one) for key, one in small.items()})
 
     return apply
 
@@ -250,9 +290,7 @@ def spoil(name: str, change: Callable[[bytes], bytes]) -> Callable[[RecordDict],
         ),
         pytest.param(spoil("parents", lambda data: b"\n" * 20_000), id="many-parents"),
         pytest.param(spoil("acknowledgement", lambda data: b"{}"), id="no-acknowledgement"),
-        pytest.param(
-            lambda record: receipts_of(record).update({"other": array()}), id="another-receipt"
-        ),
+        pytest.param(spoil("other", lambda data: b"x"), id="another-receipt"),
     ],
 )
 def test_malformed_receipts_are_refused(

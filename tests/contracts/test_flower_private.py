@@ -245,9 +245,11 @@ def test_a_request_for_messages_waits_unless_the_one_before_failed() -> None:
     def answer(request: httpx.Request) -> httpx.Response:
         timeout = request.extensions["timeout"]["read"]
         asked.append((request.url.path, request.headers.get("prefer"), timeout))
+        assert set(request.headers) <= {"host", "content-type", "content-length", "prefer"}
         return httpx.Response(next(answers))
 
-    with flower.QuietFleetClient("http://127.0.0.1:9") as client:
+    version = flower.RuntimeVersionHttpInterceptor(component_name="SuperNode")
+    with flower.QuietFleetClient("http://127.0.0.1:9", interceptors=[version]) as client:
         client._client.close()
         client._client = httpx.Client(transport=httpx.MockTransport(answer), timeout=30.0)
         client.PullMessages(flower.PullMessagesRequest())

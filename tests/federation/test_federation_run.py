@@ -446,7 +446,7 @@ def test_a_refused_release_does_not_cross_the_line_again_and_again(
     rounds.run(grid)  # waits for the third node until its time is over
     rounds.assert_recorded_once(1, members=2)
     replies = [one for one in grid.answered if one.metadata.src_node_id == node.node_id]
-    given = [one for one in replies if "release" in one.content]
+    given = [one for one in replies if "files" in one.content]
     assert len(given) == 1
     assert len(replies) > 3
     told = AnswerLog(node.membership).refusal(rounds.federation.run_id, 1)
