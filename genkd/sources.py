@@ -11,6 +11,7 @@ how the images were made instead of by what they show (CONTRIBUTING.md has the f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -87,13 +88,16 @@ class Sources:
             requests: int64 (B,).
 
         Returns:
-            Logits (B, K), and the mean of the members' r_BN weighted by their images.
+            Logits (B, K), and the mean of the members' r_BN weighted by their images; of a member
+            without BatchNorm `pixel_distance` in its place.
         """
         distance = images.new_zeros(())
 
         def ask(who: int, part: Tensor) -> Tensor:
             nonlocal distance
             logits, far = self.statistics[who].measure(part)
+            if not len(self.statistics[who]):
+                far = pixel_distance(part, self.members[who])
             distance = distance + far * (len(part) / len(images))
             return logits
 
@@ -148,6 +152,28 @@ class Sources:
         if logits is None:
             return images.new_zeros(0, self.num_classes)
         return logits
+
+
+def pixel_distance(images: Tensor, teacher: Teacher) -> Tensor:
+    """How far the pixels of a batch are from those that the teacher's card normalises to N(0, 1).
+
+    Mean and variance of each channel as `BatchStatistics` measures those of a layer: all that a
+    teacher without BatchNorm tells of its training images, if its card's values are of them. The
+    generators of DAFL (Chen et al. 2019, arXiv:1904.01186) and ZSKT (Micaelli and Storkey 2019,
+    arXiv:1905.09768) end in a BatchNorm without scale and shift, to the same end.
+
+    Args:
+        images: float (B, C, H, W) in [0, 1].
+        teacher: Its card's mean and deviation count.
+
+    Returns:
+        Scalar, >= 0.
+    """
+    pixels = (images - teacher.mean) / teacher.std
+    variance, mean = torch.var_mean(pixels, (0, 2, 3), correction=0)
+    root = math.sqrt(pixels.shape[1])  # the length of a vector of ones, the unit of a layer
+    far: Tensor = torch.linalg.vector_norm(mean) + torch.linalg.vector_norm(variance - 1)
+    return far / root
 
 
 def draw_evenly(classes: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -109,3 +109,22 @@ def test_one_teacher_is_an_ensemble_of_one() -> None:
     who, label = asked(sources, count=10)
     assert set(who.tolist()) == {0}
     assert torch.bincount(label, minlength=CLASSES).tolist() == [0, 5, 5, 0]
+
+
+def test_without_batch_norm_the_pixels_are_measured_against_the_card() -> None:
+    card = ModelCard(ModelSpec("lenet5", 3, 2), InputCard(8, 8, 2, (0.5, 0.25), (0.25, 0.125)))
+    teacher = Teacher(nn.Sequential(nn.Flatten(), nn.Linear(128, 3)), card, "0" * 64)
+    sources = Sources(teacher, 0.0, CPU)
+    # Half of each channel a deviation above its mean and half below: just what the card says.
+    signs = torch.tensor([1.0, -1.0]).view(2, 1, 1, 1).expand(2, 2, 8, 8)
+    fits = torch.tensor(card.input.mean).view(1, 2, 1, 1) + signs * teacher.std
+    requests = torch.tensor([0, 1])
+    assert float(sources.measure(fits, requests)[1]) == pytest.approx(0, abs=1e-6)
+    # One deviation too bright in both channels: 1. Of twice the deviation: the variance is 4.
+    assert float(sources.measure(fits + teacher.std, requests)[1]) == pytest.approx(1)
+    wide = fits + signs * teacher.std
+    assert float(sources.measure(wide, requests)[1]) == pytest.approx(3)
+    pixels = fits.clone().requires_grad_()
+    sources.measure(pixels * 0.9, requests)[1].backward()
+    assert pixels.grad is not None
+    assert float(pixels.grad.abs().sum()) > 0
