@@ -1,7 +1,7 @@
 """Cards of generative models: what is needed to build one, and what it draws; and their JSON.
 
 card = GenerativeCard("vae", latent_dim=32, num_classes=10, channels=1, height=28, width=28)
-assert generative_card_from_json(generative_card_to_json(card)) == card
+assert generative_card_from_json(generative_card_to_json(card), "prior.safetensors") == card
 """
 
 from __future__ import annotations
@@ -90,8 +90,12 @@ def generative_card_to_json(card: GenerativeCard) -> dict[str, object]:
     return {"v": CARD_VERSION, **asdict(card)}
 
 
-def generative_card_from_json(value: object) -> GenerativeCard:
+def generative_card_from_json(value: object, source: str) -> GenerativeCard:
     """The card that `value`, parsed from somebody's JSON, describes.
+
+    Args:
+        value: The parsed JSON.
+        source: How messages call the file it is from.
 
     Raises:
         InputFileRefused: If a field is missing, unknown, of the wrong type or out of range, or the
@@ -107,12 +111,12 @@ def generative_card_from_json(value: object) -> GenerativeCard:
         or not all(type(value[name]) is kind for name, kind in kinds.items())
     ):
         raise InputFileRefused(
-            "the card of the generative model is not one this version knows",
+            f"the generative card of {source} is not one this version knows",
             hint="train the prior again, or update this program",
         )
     try:
         return GenerativeCard(**{name: value[name] for name in kinds})
     except UsageError as error:
         raise InputFileRefused(
-            f"the card of the generative model is not valid: {error}", hint=error.hint
+            f"the generative card of {source} is not valid: {error}", hint=error.hint
         ) from error

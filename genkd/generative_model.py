@@ -256,7 +256,7 @@ def _read_card(header: Header) -> GenerativeCard:
             f"{header.source} is {what}, no generative model",
             hint="give a prior as genkd-prior train writes it",
         )
-    return generative_card_from_json(value)
+    return generative_card_from_json(value, header.source)
 
 
 def _require_match(model: GenerativeModel, header: Header) -> None:

@@ -41,6 +41,8 @@ RESULT_FILES = (
     *("samples.npz", "result.json", "student.safetensors", "student.json", "student.onnx"),
     *("evaluation.json", "report.html"),
 )
+# What training a prior writes: the last model, and numbered ones on the way.
+PRIOR_FILES = ("prior.safetensors", "prior-[0-9][0-9][0-9].safetensors")
 # A published run: its release is signed, and perhaps recorded, so its student must not change.
 RELEASE_FOLDER = "release"
 
@@ -250,6 +252,9 @@ def _delete_run(path: Path) -> None:
         # The configuration goes last: a fresh start killed on the way is still a run directory.
         for name in (CHECKPOINT_FILE, *RESULT_FILES, EVENTS_FILE):
             (path / name).unlink(missing_ok=True)
+        for pattern in PRIOR_FILES:
+            for file in path.glob(pattern):
+                file.unlink(missing_ok=True)
         delete_tensorboard(path / TENSORBOARD_FOLDER)
         (path / CONFIGURATION_FILE).unlink(missing_ok=True)
     except OSError as error:

@@ -82,6 +82,9 @@ def train(
         ),
     ],
     out: Annotated[Path, typer.Option(help="The folder to train in, and for prior.safetensors.")],
+    fresh: Annotated[
+        bool, typer.Option("--fresh/--resume", help="Start anew, or go on with what is in --out.")
+    ] = False,
     budget: Annotated[
         str, typer.Option(help="What to spend: 10m, 600core-seconds, 1e6samples.")
     ] = DEFAULT_BUDGET,
@@ -152,6 +155,7 @@ def train(
             choose_device(settings.device, "fp32"),
             seed=settings.seed,
             checkpoints=checkpoints,
+            fresh=fresh,
             on_progress=on_progress,
         )
     return _answer(card, trained)

@@ -140,6 +140,7 @@ def train_prior(
     *,
     seed: int = 0,
     checkpoints: int = 0,
+    fresh: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> TrainedPrior:
     """Train a generative model; resumes what `out` holds.
@@ -155,6 +156,7 @@ def train_prior(
         device: Where; precision is float32 whatever it says, for Langevin steps are small.
         seed: Of everything that is drawn.
         checkpoints: How many models to write on the way, at equal shares of the budget.
+        fresh: Delete what an earlier training wrote in `out`, and start anew.
         on_progress: Called every few steps. What it raises ends the training after a checkpoint.
 
     Raises:
@@ -168,7 +170,7 @@ def train_prior(
         "public_images": data.sha256(),
         **{"budget": str(budget), "seed": seed, "checkpoints": checkpoints},
     }
-    with RunDirectory.open(out, configuration) as run:
+    with RunDirectory.open(out, configuration, fresh=fresh) as run:
         try:
             training = _Training(card, data, device, seed)
             _resume(training, run, seed, budget)
@@ -251,7 +253,7 @@ def _require_finite(figures: Mapping[str, float], steps: int) -> None:
         if not math.isfinite(value):
             raise ConfigurationError(
                 f"training diverged within {steps} steps: {name} is {value}",
-                hint="choose another --out with another --seed, or a smaller --width",
+                hint="start anew with another seed, or smaller: --fresh --seed 1 --width 8",
             )
 
 

@@ -193,6 +193,7 @@ def test_a_prior_whose_card_lies_is_refused(name: str, saved: Path) -> None:
     with pytest.raises(InputFileRefused) as refused:
         load_generative_model(saved)
     assert "\n" not in str(refused.value)
+    assert str(saved) in str(refused.value)
     assert refused.value.hint
 
 
@@ -293,7 +294,7 @@ def test_a_diverged_model_is_not_written(tmp_path: Path) -> None:
 def test_a_card_comes_back_from_its_json(family: Family) -> None:
     card = card_of(family)
     text = canonical_json(generative_card_to_json(card))
-    assert generative_card_from_json(json.loads(text)) == card
+    assert generative_card_from_json(json.loads(text), "prior") == card
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,15 @@ def test_the_folder_of_another_training_is_refused(
         train(tmp_path / "run", **options)  # type: ignore[arg-type]
 
 
+def test_a_fresh_start_deletes_the_models_of_the_training_before(tmp_path: Path) -> None:
+    train(tmp_path / "run", checkpoints=2)
+    (tmp_path / "run" / "prior-mine.safetensors").write_bytes(b"mine")
+    trained = train(tmp_path / "run", checkpoints=1, seed=1, fresh=True)
+    left = sorted(path.name for path in (tmp_path / "run").glob("*.safetensors"))
+    assert left == ["prior-001.safetensors", "prior-mine.safetensors", "prior.safetensors"]
+    assert trained.checkpoints[0].read_bytes() == trained.prior.read_bytes()
+
+
 def test_a_folder_with_files_of_others_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(ConfigurationError, match="not a run directory"):
