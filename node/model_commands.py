@@ -32,7 +32,7 @@ app = typer.Typer()
 
 @app.command()
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A safetensors file.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="A safetensors or ONNX file.", show_default=False)],
     arch: Architecture = None,
     num_classes: NumClasses = None,
     input_size: InputSize = None,
@@ -92,7 +92,9 @@ def evaluate(
             "torchvision:NAME:FOLDER that lies on this disk."
         ),
     ],
-    teacher: Annotated[Path | None, typer.Option(help="A model to compare it with.")] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="A model to compare it with; may be an ONNX file.")
+    ] = None,
     device: DeviceFlag = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a call.")] = BATCH_SIZE,
     arch: Architecture = None,
