@@ -53,7 +53,7 @@ class TrainedPrior:
 
     Attributes:
         prior: The file of the last step.
-        checkpoints: Files of earlier steps, in order; the last is of the last step too.
+        checkpoints: Files of earlier steps, in order.
         seconds: Wall time.
         core_seconds: Processor time of this process, over all its threads.
         samples: Public images seen, each time they were seen.
@@ -155,7 +155,8 @@ def train_prior(
         budget: When to stop: in seconds, core-seconds, or samples (public images seen).
         device: Where; precision is float32 whatever it says, for Langevin steps are small.
         seed: Of everything that is drawn.
-        checkpoints: How many models to write on the way, at equal shares of the budget.
+        checkpoints: How many models to write on the way, at equal shares of the budget: of 3, at
+            a quarter, a half and three quarters.
         fresh: Delete what an earlier training wrote in `out`, and start anew.
         on_progress: Called every few steps. What it raises ends the training after a checkpoint.
 
@@ -233,7 +234,7 @@ def _train(
         run.event("round", round=steps, seconds=training.seconds, losses=training.figures)
         _require_finite(training.figures, steps)
         spent = training.spent(budget)
-        while training.written < math.floor(spent * checkpoints + 1e-9):
+        while training.written < min(checkpoints, math.floor(spent * (checkpoints + 1) + 1e-9)):
             training.written += 1
             training.write(run.path / _name(training.written))
         if on_progress is not None:
