@@ -260,7 +260,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--data", required=True, help="the folder of the test set")
     parser.add_argument("--judge", required=True, type=Path, help="a classifier of another kind")
-    parser.add_argument("--teacher", type=Path, default=Path(SHIPPED))
+    parser.add_argument("--teacher", type=Path, default=SHIPPED / "teacher.safetensors")
     parser.add_argument("--images", type=int, default=320, help="of each source, at most")
     parser.add_argument("--real", type=int, default=2000, help="reference images, at most")
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
