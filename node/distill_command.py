@@ -55,7 +55,10 @@ def distill(
     ] = None,
     method: Annotated[
         Method | None,
-        typer.Option(help="How images come about: ours, or the field's.", show_default="genkd"),
+        typer.Option(
+            help="How images come about: ours (genkd-pixel: in pixels, dear), or the field's.",
+            show_default="genkd",
+        ),
     ] = None,
     label_embeddings: Annotated[
         Path | None,
