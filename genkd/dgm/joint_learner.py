@@ -96,18 +96,21 @@ class JointLearner:
         The mean plus the deviations from it, weighted by standard normals over sqrt(n), is such a
         draw exactly, and no covariance of pixels needs to be kept.
         """
-        means = self.remembered.mean(1)  # (K, C, H, W)
-        images = torch.empty((len(labels), *means.shape[1:]), device=means.device)
+        shape = self.model.card.image_shape
+        images = torch.empty((len(labels), *shape), device=self.model.device)
         for label in sorted(set(labels.tolist())):
             of_class = labels == label
-            deviations = (self.remembered[label] - means[label]).flatten(1)  # (n, C H W)
+            # Of a class that was never seen the ring is still gray, and so is what is drawn.
+            known = self.remembered[label, : max(1, int(self.seen[label]))]
+            mean = known.mean(0)
+            deviations = (known - mean).flatten(1)  # (n, C H W)
             weights = torch.randn(
                 (int(of_class.sum()), len(deviations)),
                 generator=self.random,
                 device=self.random.device,
-            ).to(means.device)
+            ).to(images.device)
             drawn = weights @ deviations / len(deviations) ** 0.5
-            images[of_class] = means[label] + drawn.unflatten(1, means.shape[1:])
+            images[of_class] = mean + drawn.reshape(-1, *shape)
         return images.clamp(0, 1)
 
     def _remember(self, images: Tensor, labels: Tensor) -> None:

@@ -162,6 +162,14 @@ def test_fresh_chains_have_the_mean_and_the_covariance_of_their_class() -> None:
     assert torch.allclose(torch.cov(fresh.flatten(1).T), covariance, atol=5e-4)
 
 
+def test_the_first_chains_know_only_images_that_were_seen() -> None:
+    learner = learner_of("pixel-ebm")
+    assert isinstance(learner, JointLearner)
+    images, labels = bars(6)
+    learner._remember(torch.zeros_like(images), labels)
+    assert learner._fresh(labels).max() == 0
+
+
 # -- learning --------------------------------------------------------------------------------------
 
 
