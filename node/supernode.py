@@ -5,7 +5,8 @@
 The two are processes of their own. The **SuperNode** is Flower's: it holds the connection to the
 coordinator, and runs no app, for it is started with `--isolation process`. The **executor** is
 ours, see `node.executor`. Whichever ends is started again, the sooner the longer it had run; when
-the executor ends, so does the SuperNode, which might wait for an answer that died with it. While
+the executor ends, so does the SuperNode, which might wait for an answer that died with it, and when
+a SuperNode that was connected ends, so does the executor, which might keep a question for it. While
 the coordinator does not answer, the SuperNode tries again by itself.
 
 What they say goes to two bounded logs in the folder. People are told in a line what changed:
@@ -186,6 +187,7 @@ class _Keeper:
     def _ended(self, name: str, status: int, seconds: float) -> None:
         """Say why, and when it is started again."""
         reason = f"status {status}, see {self._logs[name].path}"
+        was_connected = self._state is not None and self._state.supernode in ("connected", "away")
         if name == EXECUTOR:
             if SUPERNODE in self._children:
                 self._children.pop(SUPERNODE).end(SECONDS_TO_END[SUPERNODE])
@@ -195,9 +197,12 @@ class _Keeper:
             reason = "the coordinator does not let this node in any more"
         else:
             reason = self._heard or reason
-        if name == SUPERNODE and self._heard == LOST_PORT:
-            self._port = _free_port()
-            if EXECUTOR in self._children:
+        if name == SUPERNODE:
+            lost_port = self._heard == LOST_PORT
+            if lost_port:
+                self._port = _free_port()
+            # It may keep a question for the one that ended, and would take none from its successor.
+            if (lost_port or was_connected) and EXECUTOR in self._children:
                 self._children.pop(EXECUTOR).end(SECONDS_TO_END[EXECUTOR])
         self._failures[name] = 0 if seconds > SECONDS_OF_HEALTH else self._failures[name] + 1
         pause = min(LONGEST_PAUSE, 2.0 ** (self._failures[name] - 1))

@@ -332,7 +332,8 @@ def test_a_killed_supernode_comes_back_with_the_same_key(node: Node) -> None:
     # The SuperLink would take the dead one for present for four minutes, and refuse its successor.
     wait_for(lambda: any(line.startswith("connected") for line in node.lines()[said:]), 120)
     assert node.superlink.online() == node_ids
-    assert node.children()["node.executor"] == before["node.executor"]
+    # It might have kept a question for the one that was killed.
+    assert node.children()["node.executor"] != before["node.executor"]
     assert len(node.lines()[said:]) < 6, node.lines()[said:]
 
 
