@@ -13,6 +13,7 @@ them.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Self
 
 import torch
@@ -43,8 +44,10 @@ __all__ = [
 ]
 
 CARD_KEY = "generative_card"
-# A label beside d latents of deviation 1: with less, a decoder learns to read the class out of z.
-LABEL_WEIGHT = 12.0
+# Factor on the label beside d latents of deviation 1. With less, inferred latents tell the class,
+# too, and the decoder reads it there; a generator, whose latents are drawn, needs no such help. It
+# is part of what a file means: to change it is to change CARD_VERSION.
+LABEL_WEIGHTS: Mapping[Family, float] = {"vae": 12.0, "latent-ebm": 12.0, "gan": 4.0}
 # Draws from the latent EBM start from N(0, I), draws from the pixel EBM from images it knows.
 LATENT_STEPS = LangevinSampler(steps=60, step_size=0.3)
 PIXEL_STEPS = 20
@@ -103,7 +106,7 @@ class GenerativeModel(nn.Module):
             height=card.height,
             width=card.width,
             base_channels=card.base_channels,
-            label_weight=LABEL_WEIGHT,
+            label_weight=LABEL_WEIGHTS[card.family],
             generator=generator,
         )
         if card.family == "latent-ebm":
