@@ -112,6 +112,15 @@ class Sources:
         for one in self.statistics:
             one.update()
 
+    def warnings(self) -> tuple[str, ...]:
+        """What a person should know of the teachers, a sentence each."""
+        if all(len(one) for one in self.statistics):
+            return ()
+        return (
+            "a teacher without BatchNorm tells little of its images: of their pixels only the mean "
+            "and deviation of its card; a public generative model as --prior may teach more",
+        )
+
     def close(self) -> None:
         """Take the hooks off the teachers."""
         for one in self.statistics:

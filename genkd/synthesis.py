@@ -40,8 +40,7 @@ from genkd.rejection import rejection_sample
 from genkd.sources import Sources
 from genkd.teacher import Teacher
 
-# DCGAN's choice (arXiv:1511.06434): a fast-changing loss wants little momentum.
-ADAM_BETAS = (0.5, 0.999)
+ADAM_BETAS = (0.5, 0.999)  # DCGAN's (arXiv:1511.06434): a fast-changing loss wants little momentum
 
 
 @dataclass(frozen=True)
@@ -109,8 +108,7 @@ class Synthesiser(SynthesisMethod):
     """GenKD's way: the generator, its prior and what they remember.
 
     Args:
-        teacher: On the device, in channels-last memory. Of an ensemble all members are drawn from
-            by one generator.
+        teacher: On the device, in channels-last memory. An ensemble has one generator for all.
         recipe: What to do.
         device: Where.
         generator: Source of everything random here, on the device.
@@ -138,7 +136,6 @@ class Synthesiser(SynthesisMethod):
             label_weight=recipe.label_weight,
             generator=generator,
         ).to(device.torch)
-        self.optimizer = self._new_optimizer()
         self.prior = LatentPrior(embeddings, recipe, device, generator) if recipe.energy else None
 
     def synthesise(self, student: nn.Module, *, steer: bool) -> SyntheticBatch:
@@ -153,29 +150,24 @@ class Synthesiser(SynthesisMethod):
             self._start_anew()
         self.rounds += 1
         proposal = self._propose()
-        losses = {}
-        self.generator.train()
-        with frozen(student):
-            for _ in range(self.recipe.generator_steps):
-                losses = self._generator_step(proposal, student, steer)
+        found, losses = self._search(proposal, student, steer)
         self.sources.update()
-        images, logits, student_logits = self._draw(proposal.latents, proposal.labels, student)
+        images, logits, student_logits = self._draw(found, proposal.labels, student)
         labels = self.sources.class_of[proposal.labels]
         log_probability = label_log_probability(logits, labels)
         chosen = self._choose(logits, labels, log_probability)
+        spread = within_class_deviation(as_images(images), labels, self.num_classes)
         agree = (student_logits.argmax(1) == logits.argmax(1)).float().mean()
         health = {
             "acceptance": chosen.float().mean(),
             "class_entropy": class_entropy(logits),
             "agreement_on_new": agree,
-            "pixel_deviation": within_class_deviation(
-                as_images(images), labels, self.num_classes
-            ).nanmean(),
+            "pixel_deviation": spread.nanmean(),
         }
         if self.prior is not None:
-            figures = self._learn_prior(
-                self.prior, proposal, log_probability, logits, student_logits, student, steer
-            )
+            weights = self._weights(logits, labels, log_probability)
+            positives = (found, proposal.labels, weights)
+            figures = self._learn_prior(self.prior, proposal, positives, student, steer)
             losses |= {k: figures.pop(k) for k in ("mle", "policy_gradient") if k in figures}
             health |= figures
         return SyntheticBatch(
@@ -185,6 +177,7 @@ class Synthesiser(SynthesisMethod):
             losses,
             health,
             self.teacher_passes - passes,
+            self.sources.warnings() if self.rounds == 1 else (),
         )
 
     def close(self) -> None:
@@ -198,7 +191,6 @@ class Synthesiser(SynthesisMethod):
             "rounds": self.rounds,
             "teacher_passes": self.teacher_passes,
             "generator": self.generator.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
             "sources": self.sources.state_dict(),
             "prior": None if self.prior is None else self.prior.state_dict(),
         }
@@ -208,19 +200,13 @@ class Synthesiser(SynthesisMethod):
         self.batch, self.rounds = state["batch"], state["rounds"]
         self.teacher_passes = state["teacher_passes"]
         self.generator.load_state_dict(state["generator"])
-        self.optimizer.load_state_dict(state["optimizer"])
         self.sources.load_state_dict(state["sources"])
         if self.prior is not None:
             self.prior.load_state_dict(state["prior"])
 
-    def _new_optimizer(self) -> torch.optim.Adam:
-        rate = self.recipe.generator_rate
-        return torch.optim.Adam(self.generator.parameters(), lr=rate, betas=ADAM_BETAS)
-
     def _start_anew(self) -> None:
         """A generator that starts anew draws other pictures; what z meant is forgotten."""
         self.generator.reinitialise(self.random)
-        self.optimizer = self._new_optimizer()
         if self.prior is not None:
             self.prior.forget(self.random)
 
@@ -253,15 +239,42 @@ class Synthesiser(SynthesisMethod):
         scaled = label_log_probability(logits, labels) / self.recipe.positive_temperature
         return scaled.masked_fill(logits.argmax(1) != labels, -1e4)
 
-    def _generator_step(
+    def _search(
         self, proposal: Proposal, student: nn.Module, steer: bool
-    ) -> dict[str, Tensor]:
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Latents z+ (B, d) of images as wanted, from the proposed ones on, and the last losses.
+
+        Generator and latents learn together, as NAYER's noisy layers do (arXiv:2310.00258, section
+        3.3): a generator that could reach its aims by the label alone would draw one picture a
+        class. Adam starts anew with every batch, for its latents are new.
+        """
+        recipe = self.recipe
+        found = proposal.latents.detach().clone().requires_grad_()
+        groups = [
+            {"params": list(self.generator.parameters()), "lr": recipe.generator_rate},
+            {"params": [found], "lr": recipe.latent_rate},
+        ]
+        optimizer = torch.optim.Adam(groups, betas=ADAM_BETAS)
+        losses: dict[str, Tensor] = {}
+        self.generator.train()
+        with frozen(student):
+            for _ in range(recipe.generator_steps):
+                loss, losses = self._losses(found, proposal.labels, student, steer)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+        return found.detach(), losses
+
+    def _losses(
+        self, latents: Tensor, requests: Tensor, student: nn.Module, steer: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The generator's loss, with its gradient, and its parts, without."""
         recipe = self.recipe
         with self.device.autocast():
-            images = self.generator(proposal.latents, proposal.labels).float()
-            logits, statistics = self.sources.measure(images, proposal.labels)
+            images = self.generator(latents, requests).float()
+            logits, statistics = self.sources.measure(images, requests)
         self.teacher_passes += len(images)
-        label_loss = class_cross_entropy(logits, self.sources.class_of[proposal.labels])
+        label_loss = class_cross_entropy(logits, self.sources.class_of[requests])
         loss = recipe.statistics_weight * statistics + recipe.label_loss_weight * label_loss
         losses = {"statistics": statistics.detach(), "label": label_loss.detach()}
         if recipe.smoothness_weight:
@@ -272,10 +285,7 @@ class Synthesiser(SynthesisMethod):
             adversarial = masked_divergence(logits, student_logits).mean()
             loss = loss - recipe.adversarial_weight * adversarial
             losses["adversarial"] = adversarial.detach()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        return losses
+        return loss, losses
 
     @torch.no_grad()
     def _draw(
@@ -300,36 +310,41 @@ class Synthesiser(SynthesisMethod):
         count = (same & verified.unsqueeze(0)).sum(1)
         return verified & (better < (self.recipe.acceptance * count).ceil())
 
+    def _weights(self, logits: Tensor, labels: Tensor, log_probability: Tensor) -> Tensor:
+        """Of the likelihood's positives (B,), zero for those that the teacher does not verify.
+
+        Weight zero in place of leaving out: no shape depends on the data, so nothing waits.
+        """
+        score = log_probability.masked_fill(logits.argmax(1) != labels, -1e4)
+        return self_normalised_weights(score, self.recipe.positive_temperature)
+
     def _learn_prior(
         self,
         prior: LatentPrior,
         proposal: Proposal,
-        log_probability: Tensor,
-        logits: Tensor,
-        student_logits: Tensor,
+        positives: tuple[Tensor, Tensor, Tensor],
         student: nn.Module,
         steer: bool,
     ) -> dict[str, Tensor]:
-        """Positives are this round's own verified latents: older ones mean other images by now."""
-        verified = logits.argmax(1) == self.sources.class_of[proposal.labels]
-        # Weight zero in place of leaving out: no shape depends on the data, so nothing waits.
-        score = log_probability.masked_fill(~verified, -1e4)
-        weights = self_normalised_weights(score, self.recipe.positive_temperature)
-        rewards = masked_divergence(logits, student_logits)
+        """Positives are this round's own: to the generator of now, older latents mean others."""
 
         def reward_of(latents: Tensor, requests: Tensor) -> Tensor:
             if self.recipe.policy_gradient == "pathwise":
                 return self._differentiable_reward(latents, requests, student)
-            _, teacher_says, student_says = self._draw(latents, requests, student)
-            return masked_divergence(teacher_says, student_says)
+            return self._reward(latents, requests, student)
 
-        return prior.learn(
-            proposal,
-            (proposal.latents, proposal.labels, weights),
-            reward_of if steer else None,
-            rewards,
-            self.random,
+        steer = steer and self.recipe.policy_gradient != "none"
+        rewards = (
+            self._reward(proposal.latents, proposal.labels, student)
+            if steer
+            else positives[2].new_zeros(len(proposal.labels))
         )
+        return prior.learn(proposal, positives, reward_of if steer else None, rewards, self.random)
+
+    def _reward(self, latents: Tensor, requests: Tensor, student: nn.Module) -> Tensor:
+        """What the student still has to learn of the images (B,), as the bank would keep them."""
+        _, teacher_says, student_says = self._draw(latents, requests, student)
+        return masked_divergence(teacher_says, student_says)
 
     def _differentiable_reward(
         self, latents: Tensor, requests: Tensor, student: nn.Module

@@ -93,7 +93,15 @@ class Baseline(SynthesisMethod):
             {name: value.detach() for name, value in losses.items()},
             health,
             self.teacher_passes - passes,
+            self._warnings(),
         )
+
+    def _warnings(self) -> tuple[str, ...]:
+        """Told once: that a part of the method is without effect."""
+        if len(self.statistics) or not self.recipe.statistics_weight or self.rounds > 1:
+            return ()
+        method = self.recipe.method
+        return (f"the teacher has no BatchNorm: {method} goes without that part of its loss",)
 
     def close(self) -> None:
         """Take the hooks off the teacher."""

@@ -225,10 +225,15 @@ def test_a_teacher_without_batch_norm_serves_too(method: str) -> None:
     network = build_model(spec, generator=torch.Generator().manual_seed(0))
     card = ModelCard(spec, InputCard(20, 16, 3, (0.5,) * 3, (0.3,) * 3))
     teacher = Teacher(network, card, "0" * 64)
-    batch = make(method, teacher).synthesise(pupil(teacher), steer=True)
+    baseline = make(method, teacher)
+    batch = baseline.synthesise(pupil(teacher), steer=True)
     assert batch.images.shape[1:] == (3, 20, 16)
     assert float(batch.losses.get("statistics", torch.zeros(()))) == 0
     assert all(bool(value.isfinite()) for value in batch.losses.values())
+    reads = method in ("noise", "deepinversion", "dfq", "fastdfkd", "nayer")
+    assert len(batch.warnings) == reads  # what is without effect is told
+    assert all("no BatchNorm" in warning for warning in batch.warnings)
+    assert not baseline.synthesise(pupil(teacher), steer=True).warnings  # once
 
 
 @pytest.mark.parametrize("method", METHODS)
