@@ -13,9 +13,10 @@ judge is a classifier of another architecture, trained on real images:
 
     python examples/fashion_mnist/train_teacher.py FOLDER --architecture lenet5-bn --out FILE
 
-Writes quality.json, quality.md and an SVG scatter plot for each figure to --out. What was computed
-is kept there and not repeated. `image_quality.py` says what the figures are. Needs the extra
-`study`.
+Give runs of one budget: of two that differ in it, accuracy tells the time they had and not their
+images. Writes quality.json, quality.md and an SVG scatter plot for each figure to --out. What was
+computed is kept there and not repeated. `image_quality.py` says what the figures are. Needs the
+extra `study`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,10 @@ from genkd.bank import quantise
 from genkd.canonical import canonical_json
 from genkd.digest import sha256_bytes, sha256_file
 from genkd.durable import atomic_write
+from genkd.errors import InputFileRefused
 from genkd.evaluate import evaluate, load_student
 from genkd.images import LabelledImages, read_images
+from genkd.recipe import Budget
 from genkd.teacher import Teacher, load_teacher
 
 Row = dict[str, Any]
@@ -161,6 +164,7 @@ def source_of_prior(checkpoint: Path, arguments: argparse.Namespace, teacher: Te
             prior=checkpoint,
             overrides=dict(text.split("=", 1) for text in arguments.overrides),
         )
+    require_run_of(run, str(model.sha256), arguments)
 
     def draw(count: int) -> tuple[Tensor, Tensor]:
         random = torch.Generator().manual_seed(0)
@@ -169,6 +173,34 @@ def source_of_prior(checkpoint: Path, arguments: argparse.Namespace, teacher: Te
         return quantise(fit_images(torch.cat(parts), teacher.card.input)), labels
 
     return Source(name, model.card.family, run, str(model.sha256), draw)
+
+
+def require_run_of(run: Path, prior_sha256: str, arguments: argparse.Namespace) -> None:
+    """Refuse a run that an earlier study left, of another prior or with other settings.
+
+    Raises:
+        SystemExit: If it is one.
+    """
+    wanted = {
+        "prior_sha256": prior_sha256,
+        "teacher_sha256": load_teacher(arguments.teacher).sha256,
+        "student": arguments.student,
+        "seed": arguments.seed,
+        "budget": str(Budget.parse(arguments.budget)),
+    }
+    found = json.loads((run / "config.json").read_text("utf-8"))
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            raise SystemExit(f"{run} is of another {key}: choose another --out")
+
+
+def sources_of_priors(arguments: argparse.Namespace, teacher: Teacher) -> Iterator[Source]:
+    """One source a checkpoint; those that cannot be distilled through are told and left out."""
+    for checkpoint in arguments.checkpoints:
+        try:
+            yield source_of_prior(checkpoint, arguments, teacher)
+        except InputFileRefused as error:
+            print(f"{checkpoint} is left out: {error}", file=sys.stderr, flush=True)
 
 
 def row_of(source: Source, reference: Reference, count: int, out: Path) -> Row:
@@ -289,7 +321,7 @@ def main() -> None:
     reference = read_reference(arguments.data, teacher, judge, arguments.real)
     groups = {
         "runs": [source_of_run(run, teacher) for run in arguments.runs],
-        "priors": [source_of_prior(one, arguments, teacher) for one in arguments.checkpoints],
+        "priors": list(sources_of_priors(arguments, teacher)),
     }
     reports = [
         report(title, sources, reference, common_count(sources, arguments.images), arguments.out)

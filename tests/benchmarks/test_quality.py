@@ -21,6 +21,7 @@ from scipy import stats
 from genkd import cost
 from genkd.card import InputCard, ModelCard, ModelSpec, card_to_json
 from genkd.distillation import distill
+from genkd.generative_model import GenerativeCard, GenerativeModel, save_generative_model
 from genkd.models import build_model
 from genkd.weights import write_model
 
@@ -177,6 +178,32 @@ def test_arguments_that_cannot_work_are_refused_first(
     with pytest.raises(SystemExit):
         study(*arguments)
     assert message in capsys.readouterr().err
+
+
+def test_priors_are_distilled_through_once_and_others_left_out(
+    study: Any, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path_factory.mktemp("priors")
+    for number, family in enumerate(("vae", "gan", "vae", "pixel-ebm")):
+        card = GenerativeCard(family, 0 if family == "pixel-ebm" else 4, 3, 1, 16, 16, 4)
+        model = GenerativeModel(card, torch.Generator().manual_seed(number))
+        save_generative_model(folder / f"{number}.safetensors", model.freeze())
+    arguments = ["--priors", str(folder), "--budget", "200passes", "--student", "lenet5-bn-quarter"]
+    arguments += [part for key in ("batch=16", "student_steps=1") for part in ("--set", key)]
+    (report,) = study(*arguments, sources=[])
+    assert [row["name"] for row in report["rows"]] == ["0", "1", "2"]
+    assert [row["group"] for row in report["rows"]] == ["vae", "gan", "vae"]
+    assert "3.safetensors is left out" in capsys.readouterr().err
+    assert report["correlations"]["judge fid"]["pearson"]["count"] == 3
+    (folder / "3.safetensors").unlink()  # it is asked each time
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("genkd.distillation.distill", lambda **_: pytest.fail("distilled again"))
+        assert study(*arguments, sources=[]) == [report]
+    with pytest.raises(SystemExit, match="of another budget"):
+        study(*arguments, "--budget", "300passes", sources=[])
+    shutil.copy(folder / "1.safetensors", folder / "0.safetensors")
+    with pytest.raises(SystemExit, match="of another prior_sha256"):
+        study(*arguments, sources=[])
 
 
 def rows(count: int) -> list[dict[str, Any]]:
