@@ -13,6 +13,7 @@ of "distilled" the teacher answers as well. OUT gets student.safetensors and res
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import tempfile
 import time
@@ -62,6 +63,10 @@ def training_images(source: str, card: ModelCard) -> LabelledImages:
     return read_images(files[0], card)
 
 
+# Few steps at a time, so that budgets are kept to the second and the rate follows them.
+RECIPE = dataclasses.replace(STANDARD, student_steps=12)
+
+
 class ScratchLearner(StudentLearner):
     """Learns the stored labels instead of the teacher's answers."""
 
@@ -96,7 +101,7 @@ def train(
     images = torch.from_numpy(data.images).to(device.torch)
     bank.add(images, labels, torch.ones(len(data), device=device.torch))
     learner = (ScratchLearner if kind == "scratch" else StudentLearner)(
-        student, STANDARD, device, random
+        student, RECIPE, device, random
     )
     if budget.unit == "samples":
         raise SystemExit("real images are not made: give a budget in core-seconds or passes")
@@ -104,7 +109,7 @@ def train(
     spent = 0.0
     while spent < budget.amount:
         learner.learn(teacher, bank, spent / budget.amount)
-        rounds, passes = rounds + 1, passes + STANDARD.student_steps * learner.batch
+        rounds, passes = rounds + 1, passes + RECIPE.student_steps * learner.batch
         now = {"seconds": time.monotonic() - start, "core-seconds": time.process_time() - busy}
         spent = now.get(budget.unit, passes)
     learner.settle(bank)
@@ -117,7 +122,7 @@ def train(
         "samples": len(data),
         "teacher_passes": 0 if kind == "scratch" else passes,
         "peak_memory_bytes": peak_memory_bytes(device.torch),
-        "final_rate": learning_rate(STANDARD.student_rate, 1.0),
+        "final_rate": learning_rate(RECIPE.student_rate, 1.0),
     }
 
 
