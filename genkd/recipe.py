@@ -105,6 +105,8 @@ class Recipe:
         generator_rounds: Rounds after which the generator starts anew; 0: never. What its latents
             meant is then forgotten with it.
         latent_dim: d of z.
+        latent_rate: Learning rate of the latents, which are moved until G draws of them what is
+            wanted; 0 leaves them where the prior put them.
         label_weight: Factor on the label embedding against z; small ones make G listen to z.
         statistics_weight: lambda_bn of r_BN.
         statistics_momentum: rho in [0, 1), weight of past batches in r_BN.
@@ -144,18 +146,19 @@ class Recipe:
 
     method: Method = "genkd"
     budget: str = "30m"
-    batch: int = 256
+    batch: int = 64
     bank_images: int = 40_000
     generator_channels: int = 16
     generator_rate: float = 4e-3
-    generator_steps: int = 4
-    generator_rounds: int = 10
-    latent_dim: int = 64
-    label_weight: float = 8.0
-    statistics_weight: float = 3.0
-    statistics_momentum: float = 0.0
-    label_loss_weight: float = 1.0
-    adversarial_weight: float = 1.0
+    generator_steps: int = 30
+    generator_rounds: int = 20
+    latent_dim: int = 256
+    latent_rate: float = 0.04
+    label_weight: float = 0.0
+    statistics_weight: float = 10.0
+    statistics_momentum: float = 0.9
+    label_loss_weight: float = 0.5
+    adversarial_weight: float = 1.33
     smoothness_weight: float = 0.0
     warm_up: float = 0.15
     energy: bool = True
@@ -172,7 +175,7 @@ class Recipe:
     effective_share: float = 0.2
     rejection_candidates: int = 0
     acceptance: float = 1.0
-    student_steps: int = 12
+    student_steps: int = 30
     student_batch: int = 128
     student_rate: float = 0.2
     student_decay: float = 5e-4

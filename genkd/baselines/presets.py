@@ -26,6 +26,7 @@ Value = bool | int | float | str
 # method does not know.
 OFF: Mapping[str, Value] = {
     "generator_rounds": 0,
+    "latent_rate": 0.0,
     "label_weight": 0.0,
     "statistics_weight": 0.0,
     "statistics_momentum": 0.0,
@@ -52,6 +53,10 @@ GENERATOR_KEYS = frozenset(
     {"generator_channels", "generator_rate", "generator_steps", "latent_dim"}
 )
 SYNTHESIS_KEYS = frozenset(OFF) | PRIOR_KEYS | GENERATOR_KEYS
+
+# How they take turns with the student: a round of most of them is a few steps of their generator on
+# many images, where GenKD takes many on few.
+PACE: Mapping[str, Value] = {"batch": 256, "student_steps": 12}
 
 # 12 generator steps beside 12 steps of the student: one each in turn. All generators have the shape
 # of github:huawei-noah/Efficient-Computing (DAFL) with 64 feature maps, as later authors took it.
@@ -176,7 +181,7 @@ def preset_of(method: str) -> dict[str, Value]:
     Args:
         method: A key of `METHOD_PRESETS`.
     """
-    return {**OFF, **METHOD_PRESETS[method]}
+    return {**OFF, **PACE, **METHOD_PRESETS[method]}
 
 
 def unread_keys(method: str) -> frozenset[str]:

@@ -41,8 +41,10 @@ RECIPE = Recipe(
     student_rate=0.01,
     warm_up=0.0,
 )
-# Of one round: three steps and one look at the result, and two batches for the student.
-PASSES = 4 * 24 + 2 * 16
+# Of one round: three steps and one look at the result, and two batches for the student; where it is
+# steered, one more look at what the prior proposed.
+UNSTEERED = 4 * 24 + 2 * 16
+PASSES = UNSTEERED + 24
 CPU = Device(torch.device("cpu"), "fp32")
 
 
@@ -153,11 +155,12 @@ def test_a_bank_that_is_full_lets_the_oldest_go(teacher: Teacher, run: RunDirect
 
 
 def test_events_tell_the_whole_run_in_order(teacher: Teacher, run: RunDirectory) -> None:
-    train(teacher, run, f"{4 * PASSES} passes", warm_up=0.5)
+    budget = f"{2 * UNSTEERED + 2 * PASSES} passes"
+    train(teacher, run, budget, warm_up=0.4)
     told = events(run)
     assert [event["event"] for event in told] == ["start", *["round"] * 4]
     assert told[0]["seed"] == 0
-    assert told[0]["budget"] == f"{4 * PASSES} passes"
+    assert told[0]["budget"] == budget
     rounds = told[1:]
     assert [event["round"] for event in rounds] == [0, 1, 2, 3]
     for event in rounds:

@@ -7,7 +7,7 @@ import typing
 
 import pytest
 
-from genkd.baselines.presets import METHOD_PRESETS, OFF, SYNTHESIS_KEYS, unread_keys
+from genkd.baselines.presets import METHOD_PRESETS, OFF, PACE, SYNTHESIS_KEYS, unread_keys
 from genkd.errors import ConfigurationError
 from genkd.recipe import PRESETS, Method, Recipe, find_recipe
 
@@ -32,9 +32,9 @@ def test_a_method_sets_its_papers_values_and_switches_the_others_off(
 ) -> None:
     recipe, plain = find_recipe(name, {"method": method}), PRESETS[name]
     assert recipe.method == method
-    for key, value in {**OFF, **METHOD_PRESETS[method]}.items():
+    for key, value in {**OFF, **PACE, **METHOD_PRESETS[method]}.items():
         assert getattr(recipe, key) == value, key
-    for key in SHARED - {"method"}:
+    for key in SHARED - {"method"} - PACE.keys():
         assert getattr(recipe, key) == getattr(plain, key), key
 
 
