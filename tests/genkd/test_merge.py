@@ -36,8 +36,8 @@ RECIPE = {
     "student_rate": "0.01",
     "warm_up": "0",
 }
-# A round is 4 x 24 images for the generator and 2 x 16 for the student.
-FOUR_ROUNDS = "512 passes"
+# A round is 5 x 24 images for the generator and the reward, and 2 x 16 for the student.
+FOUR_ROUNDS = "608 passes"
 
 
 @pytest.fixture(scope="module", autouse=True)
