@@ -16,12 +16,14 @@ import genkd
 from coordinator.cli import app as coordinator_app
 from genkd import console, errors
 from node.cli import app as node_app
+from node.prior_cli import app as prior_app
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROGRAMS = {
     "genkd-node": typer.main.get_command(node_app),
+    "genkd-prior": typer.main.get_command(prior_app),
     "genkd-coordinator": typer.main.get_command(coordinator_app),
 }
 
