@@ -45,9 +45,9 @@ T = TypeVar("T")
 
 # What may be spent, in images shown to a teacher: by each node's first distillation; by each of
 # its later ones, which start from the merged student; by the coordinator's merge.
-FIRST_BUDGET = "150000passes"
+FIRST_BUDGET = "120000passes"
 LATER_BUDGET = "60000passes"
-MERGE_BUDGET = "150000passes"
+MERGE_BUDGET = "180000passes"
 ROUNDS = 2
 STUDENT = "resnet8-half"
 # How long the coordinator waits for the students of a round: longer than any machine needs.
