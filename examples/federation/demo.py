@@ -239,8 +239,7 @@ class Demo:
             distill, publish = (shlex.split(line) for line in status["runs"][0]["next"])
             distill[distill.index("TEACHER")] = TEACHER_FILE
             budget = self._plan.first_budget if number == 1 else self._plan.later_budget
-            more = ("--student", self._plan.student, "--budget", budget, *self._plan.recipe())
-            await party.run(*distill, *more)
+            await party.run(*distill, "--budget", budget, *self._plan.recipe())
             await party.run(*publish)
         await _shared(party, ROUNDS)
 
