@@ -79,15 +79,21 @@ class JointLearner:
         """The next states of chains of classes `labels` (B,), which are kept."""
         count, chains = len(labels), self.model.chains
         device = self.model.device
-        chosen = torch.randint(chains, (count,), generator=self.random, device=self.random.device)
+        # Each image of a class another chain: of two that wrote to one, chance would tell who won.
+        shuffled = torch.rand(
+            (len(self.seen), chains), generator=self.random, device=self.random.device
+        ).argsort(1)
+        rank = _rank_within_class(labels, len(self.seen))
+        kept = rank < chains  # the images of a class may be more than its chains
+        chosen = shuffled.to(device)[labels, rank % chains]
         restart = torch.rand(count, generator=self.random, device=self.random.device) < RESTARTED
-        slots = labels * chains + chosen.to(device)
+        slots = labels * chains + chosen
         fresh = self._fresh(labels)
         goes_on = (self.begun[slots] & ~restart.to(device)).reshape(-1, 1, 1, 1)
         start = torch.where(goes_on, self.model.replay[slots].float() / 255, fresh)
         drawn = langevin_images(self.energy, start, labels, self.random, steps=STEPS)
-        self.model.replay[slots] = (255 * drawn).round().to(torch.uint8)
-        self.begun[slots] = True
+        self.model.replay[slots[kept]] = (255 * drawn[kept]).round().to(torch.uint8)
+        self.begun[slots[kept]] = True
         return drawn
 
     def _fresh(self, labels: Tensor) -> Tensor:
@@ -115,11 +121,10 @@ class JointLearner:
 
     def _remember(self, images: Tensor, labels: Tensor) -> None:
         """Keep the images in the rings of their classes."""
-        member = nn.functional.one_hot(labels, len(self.seen))  # (B, K)
-        rank = (member.cumsum(0) * member).sum(1) - 1  # how many of its class came before
+        rank = _rank_within_class(labels, len(self.seen))
         slots = (self.seen[labels] + rank) % REMEMBERED
         self.remembered[labels, slots] = images
-        self.seen += member.sum(0)
+        self.seen += torch.bincount(labels, minlength=len(self.seen))
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -144,3 +149,9 @@ class JointLearner:
         self.optimizer.load_state_dict(state["optimizer"])
         for name in ("remembered", "seen", "begun"):
             getattr(self, name).copy_(state[name])
+
+
+def _rank_within_class(labels: Tensor, num_classes: int) -> Tensor:
+    """How many of its class came before each, int64 (B,)."""
+    member = nn.functional.one_hot(labels, num_classes)  # (B, K)
+    return (member.cumsum(0) * member).sum(1) - 1
