@@ -116,10 +116,6 @@ class UniformEnsemble(Ensemble):
         log_p: Tensor = says.mean(0).clamp_min(LEAST).log()
         return log_p
 
-    def answer(self, images: Tensor, shares: Tensor) -> Tensor:
-        """The same; what an image was made for does not matter."""
-        return self.forward(images)
-
 
 def run_seed(plan: Plan, seed: int) -> SeedFigures:
     """Distil, merge and measure one seed, or as much of it as is not done yet."""
