@@ -47,7 +47,7 @@ T = TypeVar("T")
 # its later ones, which start from the merged student; by the coordinator's merge.
 FIRST_BUDGET = "120000passes"
 LATER_BUDGET = "60000passes"
-MERGE_BUDGET = "180000passes"
+MERGE_BUDGET = "160000passes"
 ROUNDS = 2
 STUDENT = "resnet8-half"
 # How long the coordinator waits for the students of a round: longer than any machine needs.
