@@ -19,6 +19,20 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 Point = tuple[float, float, float, float]  # x, y, and the ends of y's interval
 
 
+def frame(title: str, x: str, y: str) -> list[str]:
+    """The beginning of an SVG picture: its ground, its title and the names of its axes."""
+    return [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
+        'font-family="sans-serif" font-size="12">',
+        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
+        f'<text x="{LEFT}" y="22" font-size="15">{escape(title)}</text>',
+        f'<text x="{(LEFT + RIGHT) // 2}" y="{HEIGHT - 14}" text-anchor="middle">'
+        f"{escape(x)}</text>",
+        f'<text x="16" y="{(TOP + BOTTOM) // 2}" text-anchor="middle" '
+        f'transform="rotate(-90 16 {(TOP + BOTTOM) // 2})">{escape(y)}</text>',
+    ]
+
+
 def write_plot(
     path: Path, title: str, series: Mapping[str, Sequence[Point]], *, x: str, y: str = "top-1, %"
 ) -> None:
@@ -44,16 +58,7 @@ def write_plot(
         height = (value - y_low) / (y_high - y_low)
         return round(LEFT + part * (RIGHT - LEFT), 1), round(BOTTOM - height * (BOTTOM - TOP), 1)
 
-    drawn = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-        'font-family="sans-serif" font-size="12">',
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
-        f'<text x="{LEFT}" y="22" font-size="15">{escape(title)}</text>',
-        f'<text x="{(LEFT + RIGHT) // 2}" y="{HEIGHT - 14}" text-anchor="middle">'
-        f"{escape(x)}</text>",
-        f'<text x="16" y="{(TOP + BOTTOM) // 2}" text-anchor="middle" '
-        f'transform="rotate(-90 16 {(TOP + BOTTOM) // 2})">{escape(y)}</text>',
-    ]
+    drawn = frame(title, x, y)
     for number in range(round((y_high - y_low) / step) + 1):
         value = y_low + number * step
         _, at = place(x_low, value)

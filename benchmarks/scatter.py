@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from plots import BOTTOM, COLOURS, HEIGHT, LEFT, RIGHT, TOP, WIDTH
+from plots import BOTTOM, COLOURS, LEFT, RIGHT, TOP, frame
 
 from genkd.durable import atomic_write
 
@@ -48,16 +48,7 @@ def write_scatter(
         up = (value - upward[0]) / (upward[-1] - upward[0])
         return round(LEFT + right * (RIGHT - LEFT), 1), round(BOTTOM - up * (BOTTOM - TOP), 1)
 
-    drawn = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-        'font-family="sans-serif" font-size="12">',
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
-        f'<text x="{LEFT}" y="22" font-size="15">{escape(title)}</text>',
-        f'<text x="{(LEFT + RIGHT) // 2}" y="{HEIGHT - 14}" text-anchor="middle">'
-        f"{escape(x)}</text>",
-        f'<text x="16" y="{(TOP + BOTTOM) // 2}" text-anchor="middle" '
-        f'transform="rotate(-90 16 {(TOP + BOTTOM) // 2})">{escape(y)}</text>',
-    ]
+    drawn = frame(title, x, y)
     for value in upward:
         _, at = place(across[0], value)
         drawn.append(f'<path d="M{LEFT} {at}H{RIGHT}" stroke="#ddd"/>')

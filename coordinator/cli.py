@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated
 
 import typer
 import typer.core
@@ -24,7 +23,7 @@ from coordinator import (
     serve_command,
     status_command,
 )
-from genkd import __version__, console
+from genkd import console
 
 PROGRAM = "genkd-coordinator"
 typer.core.HAS_RICH = False  # as in `node.cli`
@@ -47,20 +46,9 @@ app.add_typer(
 )
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        print(__version__)
-        raise typer.Exit
-
-
 @app.callback()
 def genkd_coordinator(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
-        ),
-    ] = False,
+    version: console.VersionFlag = False,
 ) -> None:
     """Run a federation: its registry, its nodes, its rounds.
 

@@ -44,7 +44,22 @@ EXTRA_OF_MODULE = {
     "flwr": "federation",
 }
 
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from genkd import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+VersionFlag = Annotated[
+    bool,
+    typer.Option(
+        "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+    ),
+]
 
 
 @dataclass(frozen=True)

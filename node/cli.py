@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated
 
 import typer
 import typer.core
 
-from genkd import __version__, console
+from genkd import console
 from node import (
     distill_command,
     join_command,
@@ -45,20 +44,9 @@ app.add_typer(join_command.app)
 app.add_typer(status_command.app)
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        print(__version__)
-        raise typer.Exit
-
-
 @app.callback()
 def genkd_node(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
-        ),
-    ] = False,
+    version: console.VersionFlag = False,
 ) -> None:
     """Turn a private teacher into a small student, with no data.
 

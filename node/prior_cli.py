@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 import typer.core
 
-from genkd import __version__, console
+from genkd import console
 from genkd.console import Answer, AsJson, columns, say
 from genkd.generative_card import Family, GenerativeCard
 from genkd.recipe import Budget
@@ -46,20 +46,9 @@ app = typer.Typer(
 )
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        print(__version__)
-        raise typer.Exit
-
-
 @app.callback()
 def genkd_prior(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
-        ),
-    ] = False,
+    version: console.VersionFlag = False,
 ) -> None:
     """Train a generative model on public images, as a prior for distilling.
 
