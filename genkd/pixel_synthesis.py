@@ -40,7 +40,6 @@ from torch import Tensor, nn
 from genkd.bank import as_images, quantise
 from genkd.baselines.baseline import Baseline, Losses
 from genkd.device import Device
-from genkd.errors import ConfigurationError
 from genkd.langevin import Chain, ReplayBuffer
 from genkd.losses import (
     class_cross_entropy,
@@ -55,7 +54,6 @@ from genkd.teacher import Teacher
 GRADIENT_CLAMP = 0.1  # c, of the gradient at each normalised pixel
 RESTART_PROBABILITY = 0.05
 REPLAY_BATCHES = 4  # batches' worth of chains in the replay buffer
-POLICY_GRADIENTS = ("none", "stationary", "chain")
 
 
 @dataclass(frozen=True)
@@ -100,19 +98,11 @@ class PixelSynthesiser(Baseline):
         recipe: What to do.
         device: Where.
         generator: Source of everything random here, on the device.
-
-    Raises:
-        ConfigurationError: If the recipe asks for a policy gradient that pixels do not have.
     """
 
     def __init__(
         self, teacher: Teacher, recipe: Recipe, device: Device, generator: torch.Generator
     ) -> None:
-        if recipe.policy_gradient not in POLICY_GRADIENTS:
-            raise ConfigurationError(
-                f"the method genkd-pixel has no policy gradient {recipe.policy_gradient!r}",
-                hint=f"use one of {', '.join(POLICY_GRADIENTS)}",
-            )
         super().__init__(teacher, recipe, device, generator)
         image = teacher.card.input
         self.shape = (image.channels, image.height, image.width)

@@ -36,6 +36,8 @@ Method = Literal[
 ]
 PolicyGradient = Literal["none", "stationary", "chain", "greedy", "pathwise"]
 BudgetUnit = Literal["seconds", "core-seconds", "passes", "samples"]
+# Chains in pixels have no segments to credit, and nothing to follow a gradient through.
+OF_PIXELS = ("none", "stationary", "chain")
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,11 @@ class Recipe:
                     f"recipe key {name} = {value[:40]!r} is unknown",
                     hint=f"use one of {', '.join(words)}",
                 )
+        if self.method == "genkd-pixel" and self.policy_gradient not in OF_PIXELS:
+            raise ConfigurationError(
+                f"the method genkd-pixel has no policy gradient {self.policy_gradient!r}",
+                hint=f"use one of {', '.join(OF_PIXELS)}",
+            )
         if self.langevin_steps % self.policy_segments:
             raise ConfigurationError(
                 f"recipe key policy_segments = {self.policy_segments} does not divide "

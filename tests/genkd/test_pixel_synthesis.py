@@ -321,11 +321,17 @@ def test_nothing_is_asked_of_classes_that_the_teacher_does_not_know(teacher: Tea
 
 
 @pytest.mark.parametrize("policy", ["greedy", "pathwise"])
-def test_a_policy_gradient_that_pixels_do_not_have_is_refused(
-    teacher: Teacher, policy: str
+def test_a_policy_gradient_that_pixels_do_not_have_is_refused_before_anything_is_written(
+    tiny_teacher: Path, tmp_path: Path, policy: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=f"no policy gradient '{policy}'"):
-        make(teacher, policy_gradient=policy)
+        distill(
+            teacher=tiny_teacher,
+            out=tmp_path / "run",
+            method="genkd-pixel",
+            overrides={"policy_gradient": policy},
+        )
+    assert not (tmp_path / "run").exists()
 
 
 # -- whole runs ------------------------------------------------------------------------------------
