@@ -182,8 +182,8 @@ class Recipe:
     student_rate: float = 0.2
     student_decay: float = 5e-4
     temperature: float = 4.0
-    affine: float = 1.0
-    mixed_share: float = 0.5
+    affine: float = 0.25
+    mixed_share: float = 0.25
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
@@ -298,17 +298,19 @@ def _parse(key: str, text: str, kind: object) -> object:
 
 
 STANDARD = Recipe()
+# Moved and blended more: where the images are few for what they should teach.
+_FEW = dataclasses.replace(STANDARD, affine=1.0, mixed_share=0.5)
 PRESETS: Mapping[str, Recipe] = {
     # To see that everything works, and what it looks like.
     "quick": dataclasses.replace(STANDARD, budget="3m"),
     "standard": STANDARD,
     # Many students into one: its teachers are small, and what they know is small too.
-    "merge": dataclasses.replace(STANDARD, budget="10m"),
+    "merge": dataclasses.replace(_FEW, budget="10m"),
     "thorough": dataclasses.replace(STANDARD, budget="3h", bank_images=100_000),
     # From an earlier student on, at a rate at which it keeps what it knows: of one teacher, and of
     # many students.
-    "continue": dataclasses.replace(STANDARD, student_rate=0.02),
-    "merge-continue": dataclasses.replace(STANDARD, budget="10m", student_rate=0.05),
+    "continue": dataclasses.replace(_FEW, student_rate=0.02),
+    "merge-continue": dataclasses.replace(_FEW, budget="10m", student_rate=0.05),
 }
 
 
