@@ -420,7 +420,8 @@ def test_a_node_that_was_never_admitted_says_so_and_keeps_asking(idle_node: Node
     idle_node.start()
     wait_for(lambda: any("SuperNode ended" in line for line in idle_node.lines()))
     time.sleep(5)
-    assert "does not know its key" in idle_node.lines()[-1]
+    # On a slow machine the watch of the request has spoken since, too.
+    assert any("does not know its key" in line for line in idle_node.lines()), idle_node.lines()
     assert sum("SuperNode ended" in line for line in idle_node.lines()) == 1, idle_node.lines()
     assert idle_node.end() == 0
 
