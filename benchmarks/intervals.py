@@ -41,8 +41,8 @@ class Interval:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of zero."""
-        return self.low > 0 or self.high < 0
+        """Whether the interval lies on one side of zero; that of one value says nothing."""
+        return self.count > 1 and (self.low > 0 or self.high < 0)
 
 
 def mean(values: Sequence[float]) -> Interval:

@@ -298,7 +298,7 @@ def _parse(key: str, text: str, kind: object) -> object:
 
 
 STANDARD = Recipe()
-# Moved and blended more: where the images are few for what they should teach.
+# Moved and blended more: what merges and students that go on were measured with.
 _FEW = dataclasses.replace(STANDARD, affine=1.0, mixed_share=0.5)
 PRESETS: Mapping[str, Recipe] = {
     # To see that everything works, and what it looks like.

@@ -57,6 +57,9 @@ def test_an_interval_with_zero_inside_decides_nothing() -> None:
     found = paired_difference({0: 1.0, 1: 2.0, 2: 3.0}, {0: 2.0, 1: 2.0, 2: 2.0})
     assert found is not None
     assert not found.excludes_zero
+    one = paired_difference({0: 3.0}, {0: 2.0})
+    assert one is not None
+    assert not one.excludes_zero
 
 
 @pytest.mark.parametrize(("x", "y"), [(X, Y), (TIED_X, TIED_Y)], ids=["continuous", "with ties"])
