@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -85,8 +86,9 @@ class StoreFile:
 
     def _prepare(self, schema: str, version: int) -> None:
         with translated(self.path):
-            there = self._require_ours(version)
-            self.execute("PRAGMA journal_mode = WAL")
+            with self._transaction("DEFERRED"):  # one moment: another may make it
+                there = self._require_ours(version)
+            self._write_ahead()
             self.execute("PRAGMA synchronous = FULL")
             verdict = self.execute("PRAGMA quick_check(1)")[0][0]
             if verdict != "ok":
@@ -99,6 +101,18 @@ class StoreFile:
                     self.execute(statement)
                 self.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 self.execute(f"PRAGMA user_version = {version}")
+
+    def _write_ahead(self) -> None:
+        """Log ahead of writing; SQLite itself does not wait for another that asks for it too."""
+        until = time.monotonic() + SECONDS_FOR_OTHERS
+        while True:
+            try:
+                self.execute("PRAGMA journal_mode = WAL")
+                return
+            except Stopped:
+                if time.monotonic() > until:
+                    raise
+            time.sleep(0.01)
 
     def _require_ours(self, version: int) -> bool:
         """Refuse a file of another kind or version; False for a new one."""
@@ -132,8 +146,13 @@ class StoreFile:
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """One transaction, as a writer from its start: all or nothing, and no other meanwhile."""
+        with self._transaction("IMMEDIATE"):
+            yield
+
+    @contextlib.contextmanager
+    def _transaction(self, kind: str) -> Iterator[None]:
         with self._lock, translated(self.path):
-            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.execute(f"BEGIN {kind}")
             try:
                 yield
                 self._connection.execute("COMMIT")
