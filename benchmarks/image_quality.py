@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from genkd.bank import as_images
-from genkd.pixel_energy import FeatureReader
+from genkd.features import FeatureReader
 from genkd.teacher import Teacher
 
 NEIGHBOURS = 5  # k of Naeem et al.

@@ -1,4 +1,4 @@
-"""What the student sees of a stored image: moved, mirrored, blended with another.
+"""What the student sees of a stored image: moved, mirrored, textured, blended with another.
 
 The teacher labels the result, so any change of an image is a valid example of its function
 ("function matching", Beyer et al. 2022, arXiv:2106.05237). For a small bank of synthetic images it
@@ -17,6 +17,8 @@ from genkd.losses import mixup
 SCALE = 0.3  # of each side
 SHEAR = 0.2
 SHIFT = 0.15  # of half a side
+# Pixels a random value of a texture spans; coarser ones change the light more than the surface.
+GRAINS = (1, 2, 4)
 
 
 def random_affine(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
@@ -44,14 +46,48 @@ def random_affine(images: Tensor, strength: float, generator: torch.Generator) -
     return F.grid_sample(images, grid.to(images.dtype), align_corners=False)
 
 
+def random_texture(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """Every other image, drawn at random, multiplied by 1 + a u: black stays black.
+
+    u is uniform in [-1, 1] on a grid of one of `GRAINS`, interpolated, the same for all channels; a
+    is uniform in [0, strength], for each image.
+
+    Args:
+        images: float (B, C, H, W) in [0, 1].
+        strength: 0..1.
+        generator: Source of the draws.
+
+    Returns:
+        (B, C, H, W) in [0, 1].
+    """
+    on, count, (height, width) = generator.device, len(images), images.shape[2:]
+    fields = []
+    for grain in GRAINS:
+        shape = (count, 1, -(-height // grain), -(-width // grain))
+        field = torch.rand(shape, generator=generator, device=on) * 2 - 1
+        fields.append(F.interpolate(field, size=(height, width), mode="bilinear"))
+    which = torch.randint(len(GRAINS), (count,), generator=generator, device=on)
+    field = torch.stack(fields)[which, torch.arange(count, device=on)]  # (B, 1, H, W)
+    amount = strength * torch.rand((count, 1, 1, 1), generator=generator, device=on)
+    chosen = torch.rand((count, 1, 1, 1), generator=generator, device=on) < 0.5
+    factor = (1 + amount * chosen * field).to(images.device, images.dtype)
+    return (images * factor).clamp(0, 1)
+
+
 def augment(
-    images: Tensor, *, affine: float, mixed_share: float, generator: torch.Generator
+    images: Tensor,
+    *,
+    affine: float,
+    texture: float,
+    mixed_share: float,
+    generator: torch.Generator,
 ) -> Tensor:
-    """`random_affine` of all images, then `mixup` of the first `mixed_share` of them.
+    """`random_affine` and `random_texture` of all, then `mixup` of the first `mixed_share` of them.
 
     Args:
         images: float (B, C, H, W) in [0, 1], in random order.
         affine: Strength, 0..1; 0 leaves the images where they are.
+        texture: Strength, 0..1; 0 leaves their surface as it is.
         mixed_share: 0..1.
         generator: Source of the draws.
 
@@ -60,6 +96,8 @@ def augment(
     """
     if affine > 0:
         images = random_affine(images, affine, generator)
+    if texture > 0:
+        images = random_texture(images, texture, generator)
     mixed = round(mixed_share * len(images))
     if mixed < 2:
         return images

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from genkd.errors import ConfigurationError
+from genkd.features import last_layer
 
 EmbeddingKind = Literal["teacher", "one-hot", "random"]
 RANDOM_DIMENSION = 64  # e of the random embeddings
@@ -79,17 +80,13 @@ def distinct(embeddings: Tensor) -> Tensor:
 
 def _last_layer_rows(teacher: nn.Module, num_classes: int) -> Tensor:
     """W (K, e) of the last linear layer or convolution with K outputs."""
-    last: Tensor | None = None
-    for module in teacher.modules():
-        outputs = getattr(module, "out_features", getattr(module, "out_channels", None))
-        if isinstance(module, nn.Linear | nn.Conv2d) and outputs == num_classes:
-            last = module.weight
-    if last is None:
+    layer = last_layer(teacher, num_classes)
+    if layer is None:
         raise ConfigurationError(
             f"the teacher has no last layer with {num_classes} outputs to take embeddings from",
             hint="use one-hot or random label embeddings",
         )
-    return last.flatten(1)
+    return layer.weight.flatten(1)
 
 
 class LabelEmbedding(nn.Module):

@@ -23,7 +23,6 @@ penalty, Du and Mordatch 2019 (arXiv:1903.08689, section 3.3).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -31,8 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from genkd import policy_gradient as pg
-from genkd.baselines.dafl import last_layer
-from genkd.errors import ConfigurationError, InputFileRefused
+from genkd.errors import InputFileRefused
 from genkd.generator import initialise_layers
 from genkd.langevin import Chain
 from genkd.losses import (
@@ -40,7 +38,6 @@ from genkd.losses import (
     self_normalised_weights,
 )
 from genkd.recipe import Recipe
-from genkd.teacher import Teacher
 
 HIDDEN = 128
 # Batches' worth of images among the positives.
@@ -81,62 +78,6 @@ class EnergyHead(nn.Module):
             normal = functional.layer_norm(features.float(), features.shape[1:])
             every: Tensor = self.output(functional.silu(self.hidden(normal)))  # (B, K)
         return every.gather(1, labels.unsqueeze(1)).squeeze(1)
-
-
-class FeatureReader:
-    """The features phi behind a teacher's logits.
-
-        with reader:
-            logits = teacher(images)
-            features = reader.features(logits)
-
-    Args:
-        teacher: Any. Without a last layer that has one output a class, its logits are the features.
-
-    Attributes:
-        width: D.
-    """
-
-    def __init__(self, teacher: Teacher) -> None:
-        self.known = list(teacher.known)
-        self.width = len(self.known)
-        self._seen: list[Tensor] | None = None  # a list while we look
-        self._hook: torch.utils.hooks.RemovableHandle | None = None
-        try:
-            layer = last_layer(teacher, len(teacher.places))
-        except ConfigurationError:
-            return
-        self.width = int(getattr(layer, "in_features", getattr(layer, "in_channels", 0)))
-        self._hook = layer.register_forward_pre_hook(self._record)
-
-    def __enter__(self) -> FeatureReader:
-        self._seen = []
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._seen = None
-
-    def features(self, logits: Tensor) -> Tensor:
-        """The phi (B, D), float32, of the teacher's last pass, which gave the logits (B, K)."""
-        if not self._seen:
-            return logits[:, self.known].float()
-        seen = self._seen[-1].float()
-        # Of a last convolution, as squeezenet has, the mean over positions.
-        return seen if seen.dim() == 2 else seen.flatten(2).mean(2)
-
-    def remove(self) -> None:
-        """Take the hook off the teacher."""
-        if self._hook is not None:
-            self._hook.remove()
-
-    def _record(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if self._seen is not None:
-            self._seen = [inputs[0]]
 
 
 class HeadLearner:

@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from genkd.bank import as_images, quantise
 from genkd.baselines.baseline import Baseline, Losses
 from genkd.device import Device
+from genkd.features import FeatureReader
 from genkd.langevin import Chain, ReplayBuffer
 from genkd.losses import (
     class_cross_entropy,
@@ -47,7 +48,7 @@ from genkd.losses import (
     masked_divergence,
     total_variation,
 )
-from genkd.pixel_energy import FeatureReader, HeadLearner
+from genkd.pixel_energy import HeadLearner
 from genkd.recipe import Recipe
 from genkd.teacher import Teacher
 

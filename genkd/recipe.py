@@ -143,6 +143,7 @@ class Recipe:
         student_decay: Its weight decay.
         temperature: T of the distillation loss.
         affine: Strength of the random affine maps, 0..1.
+        texture: Strength of the random textures, 0..1.
         mixed_share: Share of its images blended with another, 0..1.
     """
 
@@ -183,6 +184,7 @@ class Recipe:
     student_decay: float = 5e-4
     temperature: float = 4.0
     affine: float = 0.25
+    texture: float = 1.0
     mixed_share: float = 0.25
 
     def __post_init__(self) -> None:
@@ -268,6 +270,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "student_rate": (1e-7, 10),
     "temperature": (0.1, 100),
     "affine": (0, 1),
+    "texture": (0, 1),
     "mixed_share": (0, 1),
 }
 WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -298,8 +301,8 @@ def _parse(key: str, text: str, kind: object) -> object:
 
 
 STANDARD = Recipe()
-# Moved and blended more: what merges and students that go on were measured with.
-_FEW = dataclasses.replace(STANDARD, affine=1.0, mixed_share=0.5)
+# Moved and blended more, no textures: what merges and students that go on were measured with.
+_FEW = dataclasses.replace(STANDARD, affine=1.0, texture=0.0, mixed_share=0.5)
 PRESETS: Mapping[str, Recipe] = {
     # To see that everything works, and what it looks like.
     "quick": dataclasses.replace(STANDARD, budget="3m"),

@@ -61,7 +61,7 @@ class StudentLearner:
 
     Args:
         student: On the device, in channels-last memory; maps images in [0, 1] to logits.
-        recipe: Its `student_*` keys, `temperature`, `affine`, `mixed_share`.
+        recipe: Its `student_*` keys, `temperature`, `affine`, `texture`, `mixed_share`.
         device: Where.
         generator: Source of everything random here, on the device.
     """
@@ -154,7 +154,11 @@ class StudentLearner:
         with torch.no_grad():
             stored, _ = bank.draw(self.batch, self.random)
             images = augment(
-                stored, affine=recipe.affine, mixed_share=recipe.mixed_share, generator=self.random
+                stored,
+                affine=recipe.affine,
+                texture=recipe.texture,
+                mixed_share=recipe.mixed_share,
+                generator=self.random,
             )
             images = images.contiguous(memory_format=torch.channels_last)
             with self.device.autocast():

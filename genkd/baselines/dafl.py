@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from genkd.baselines.baseline import GeneratorBaseline, Losses
 from genkd.device import Device
 from genkd.errors import ConfigurationError
+from genkd.features import FeatureReader, last_layer
 from genkd.losses import class_cross_entropy, class_entropy
 from genkd.recipe import Recipe
 from genkd.teacher import Teacher
@@ -39,17 +40,23 @@ class Dafl(GeneratorBaseline):
         self, teacher: Teacher, recipe: Recipe, device: Device, generator: torch.Generator
     ) -> None:
         super().__init__(teacher, recipe, device, generator)
-        self._features: list[Tensor] | None = None  # a list while we look
-        layer = last_layer(teacher, len(teacher.places))
-        self._hook = layer.register_forward_pre_hook(self._record)
+        if last_layer(teacher, len(teacher.places)) is None:
+            raise ConfigurationError(
+                "the method dafl needs the features before a last layer with "
+                f"{len(teacher.places)} outputs, and the teacher has no such layer",
+                hint="use --method dfad or zskt, which ask the teacher for logits only",
+            )
+        self._reader = FeatureReader(teacher)
 
     def close(self) -> None:
         """Take the hooks off the teacher."""
         super().close()
-        self._hook.remove()
+        self._reader.remove()
 
     def _losses(self, images: Tensor, student: nn.Module, steer: bool) -> tuple[Tensor, Losses]:
-        logits, features = self._look(images)
+        with self._reader:
+            logits = self.ask(self.teacher, images)
+            features = self._reader.features(logits)
         self.teacher_passes += len(images)
         label = class_cross_entropy(logits, logits.argmax(1))
         activation = activation_loss(features)
@@ -59,20 +66,6 @@ class Dafl(GeneratorBaseline):
         )
         return objective, {"label": label, "activation": activation, "entropy": entropy}
 
-    def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The teacher's logits (B, K) and what its last layer sees (B, ...)."""
-        found: list[Tensor] = []
-        self._features = found
-        try:
-            logits = self.ask(self.teacher, images)
-        finally:
-            self._features = None
-        return logits, found[-1]
-
-    def _record(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if self._features is not None:
-            self._features.append(inputs[0])
-
 
 def activation_loss(features: Tensor) -> Tensor:
     """L_a = -mean |f|, of features (B, ...): real images excite more of what was learnt.
@@ -81,23 +74,3 @@ def activation_loss(features: Tensor) -> Tensor:
         Scalar, <= 0.
     """
     return -features.float().abs().mean()
-
-
-def last_layer(teacher: nn.Module, outputs: int) -> nn.Module:
-    """The last linear layer or convolution with as many outputs.
-
-    Raises:
-        ConfigurationError: If there is none.
-    """
-    last: nn.Module | None = None
-    for module in teacher.modules():
-        width = getattr(module, "out_features", getattr(module, "out_channels", None))
-        if isinstance(module, nn.Linear | nn.Conv2d) and width == outputs:
-            last = module
-    if last is None:
-        raise ConfigurationError(
-            f"the method dafl needs the features before a last layer with {outputs} outputs, "
-            "and the teacher has no such layer",
-            hint="use --method dfad or zskt, which ask the teacher for logits only",
-        )
-    return last

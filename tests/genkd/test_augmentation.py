@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from genkd.augmentation import SCALE, SHEAR, SHIFT, augment, random_affine
+from genkd.augmentation import SCALE, SHEAR, SHIFT, augment, random_affine, random_texture
 
 DEVICES = [
     "cpu",
@@ -29,7 +29,7 @@ def seeded(seed: int = 0, device: str = "cpu") -> torch.Generator:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_images_stay_images(channels: int, device: str) -> None:
     images = noise(64, channels, device=device)
-    out = augment(images, affine=1.0, mixed_share=0.5, generator=seeded(device=device))
+    out = augment(images, affine=1.0, texture=1.0, mixed_share=0.5, generator=seeded(device=device))
     assert out.shape == images.shape
     assert out.dtype is torch.float32
     assert out.device == images.device
@@ -40,24 +40,27 @@ def test_images_stay_images(channels: int, device: str) -> None:
 def test_same_generator_state_same_images_and_the_global_one_is_left_alone() -> None:
     images, before = noise(), torch.get_rng_state()
     first, second = (
-        augment(images, affine=1.0, mixed_share=0.5, generator=seeded(7)) for _ in range(2)
+        augment(images, affine=1.0, texture=1.0, mixed_share=0.5, generator=seeded(7))
+        for _ in range(2)
     )
     assert torch.equal(first, second)
     assert torch.equal(torch.get_rng_state(), before)
-    other = augment(images, affine=1.0, mixed_share=0.5, generator=seeded(8))
+    other = augment(images, affine=1.0, texture=1.0, mixed_share=0.5, generator=seeded(8))
     assert not torch.equal(first, other)
 
 
 def test_a_stored_image_is_never_changed() -> None:
     images = noise()
     before = images.clone()
-    augment(images, affine=1.0, mixed_share=1.0, generator=seeded())
+    augment(images, affine=1.0, texture=1.0, mixed_share=1.0, generator=seeded())
     assert torch.equal(images, before)
 
 
 def test_no_strength_and_no_mixing_leaves_images_where_they_are() -> None:
     images = noise()
-    assert torch.equal(augment(images, affine=0, mixed_share=0, generator=seeded()), images)
+    assert torch.equal(
+        augment(images, affine=0, texture=0, mixed_share=0, generator=seeded()), images
+    )
 
 
 def test_at_strength_zero_half_of_the_images_are_mirrored_and_nothing_else_happens() -> None:
@@ -92,10 +95,33 @@ def test_what_comes_in_from_outside_is_black() -> None:
     assert float(random_affine(white, 1.0, seeded())[:, 0, 7:9, 7:9].min()) > 0.999
 
 
+def test_half_of_the_images_get_a_texture_of_their_own_and_black_stays_black() -> None:
+    grey = torch.full((400, 3, 16, 16), 0.5)
+    grey[:, :, :4] = 0
+    out = random_texture(grey, 0.8, seeded())
+    changed = (out != grey).flatten(1).any(1)
+    assert 150 <= int(changed.sum()) <= 250
+    assert not bool(out[:, :, :4].any())
+    assert torch.equal(out[:, 0], out[:, 2])  # of a colour only the brightness changes
+    below = out[changed][:, 0, 4:]
+    assert float((below / 0.5 - 1).abs().max()) <= 0.8
+    assert float((below[0] - below[1]).abs().max()) > 0
+    rough = (below[:, 1:] - below[:, :-1]).abs().mean((1, 2)) / below.std((1, 2))
+    assert float(rough.max()) > 2 * float(rough.min())  # of more than one grain
+
+
+def test_a_texture_keeps_images_in_range_and_is_none_without_strength() -> None:
+    images = torch.rand(64, 1, 13, 9, generator=seeded())  # sides that no grain divides
+    out = random_texture(images, 1.0, seeded())
+    assert float(out.min()) >= 0
+    assert float(out.max()) <= 1
+    assert torch.equal(random_texture(images, 0.0, seeded()), images)
+
+
 @pytest.mark.parametrize(("share", "mixed"), [(0.0, 0), (0.03, 0), (0.25, 8), (0.5, 16), (1.0, 32)])
 def test_only_the_first_share_is_blended(share: float, mixed: int) -> None:
     images = noise(32)
-    out = augment(images, affine=0, mixed_share=share, generator=seeded())
+    out = augment(images, affine=0, texture=0, mixed_share=share, generator=seeded())
     assert torch.equal(out[mixed:], images[mixed:])
     blended = (out[:mixed] != images[:mixed]).flatten(1).any(1)
     assert int(blended.sum()) >= 0.7 * mixed  # some may be blended with themselves
@@ -103,4 +129,6 @@ def test_only_the_first_share_is_blended(share: float, mixed: int) -> None:
 
 def test_a_single_image_has_nobody_to_be_blended_with() -> None:
     image = noise(1)
-    assert torch.equal(augment(image, affine=0, mixed_share=1, generator=seeded()), image)
+    assert torch.equal(
+        augment(image, affine=0, texture=0, mixed_share=1, generator=seeded()), image
+    )

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from genkd.card import InputCard, ModelCard, ModelSpec
+from genkd.features import FeatureReader
 from genkd.langevin import Chain
 from genkd.models import build_model
-from genkd.pixel_energy import POSITIVE_BATCHES, EnergyHead, FeatureReader, HeadLearner
+from genkd.pixel_energy import POSITIVE_BATCHES, EnergyHead, HeadLearner
 from genkd.recipe import Recipe
 from genkd.teacher import Teacher, load_teacher
 
