@@ -104,7 +104,7 @@ def test_the_student_comes_nearer_to_the_teacher(
     tiny_teacher: Path, device: str, precision: str
 ) -> None:
     teacher, bank = load_teacher(tiny_teacher).to(device), bank_of(device)
-    keys = {"student_rate": 0.01, "mixed_share": 0.0, "affine": 0.0}
+    keys = {"student_rate": 0.01, "mixed_share": 0.0, "affine": 0.0, "texture": 0.0}
     learner = learner_of(device, precision, student_steps=8, **keys)
     losses = []
     for _ in range(6):
@@ -153,7 +153,8 @@ def test_one_sgd_step_by_hand() -> None:
 
     student = nn.Sequential(nn.Flatten(), nn.Linear(1, 2, bias=False))
     nn.init.zeros_(student[1].weight)  # type: ignore[arg-type]
-    keys = {"student_steps": 1, "affine": 0.0, "mixed_share": 0.0, "temperature": 2.0}
+    unchanged = {"affine": 0.0, "texture": 0.0, "mixed_share": 0.0}
+    keys = {"student_steps": 1, "temperature": 2.0, **unchanged}
     recipe = dataclasses.replace(RECIPE, student_decay=0.0, **keys)  # type: ignore[arg-type]
     place = Device(torch.device("cpu"), "fp32")
     learner = StudentLearner(student, recipe, place, place.generator(0))
