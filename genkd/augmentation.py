@@ -47,7 +47,7 @@ def random_affine(images: Tensor, strength: float, generator: torch.Generator) -
 
 
 def random_texture(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Every other image, drawn at random, multiplied by 1 + a u: black stays black.
+    """About half of the images, drawn at random, multiplied by 1 + a u: black stays black.
 
     u is uniform in [-1, 1] on a grid of one of `GRAINS`, interpolated, the same for all channels; a
     is uniform in [0, strength], for each image.

@@ -1,10 +1,10 @@
 """What a network's last layer reads: the features behind its logits.
 
-reader = FeatureReader(teacher)
-with reader:
-logits = teacher(images)
-features = reader.features(logits)  # (B, D)
-reader.remove()
+    with reader:
+        logits = teacher(images)
+        features = reader.features(logits)  # (B, D)
+
+Hooks on the network do the reading; they stay until `remove`.
 """
 
 from __future__ import annotations
