@@ -116,6 +116,8 @@ class Recipe:
         adversarial_weight: lambda_adv of the masked divergence of teacher and student.
         smoothness_weight: lambda_tv of the total variation.
         warm_up: Share of the budget without the adversarial term and the policy gradient.
+        synthesis_share: Share of the budget during which images are made; then the student learns
+            from the bank alone. A budget in samples is spent by making them: there it is 1.
         energy: Whether latents come from the latent EBM (else from N(0, I)); of genkd-pixel,
             whether its head learns (else it is zero).
         energy_rate: Learning rate of its Adam.
@@ -164,6 +166,7 @@ class Recipe:
     adversarial_weight: float = 1.33
     smoothness_weight: float = 0.0
     warm_up: float = 0.15
+    synthesis_share: float = 0.22
     energy: bool = True
     energy_rate: float = 1e-3
     energy_steps: int = 2
@@ -257,6 +260,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "latent_dim": (1, 4096),
     "statistics_momentum": (0, 0.999),
     "warm_up": (0, 1),
+    "synthesis_share": (0.01, 1),
     "energy_rate": (1e-7, 1),
     "langevin_steps": (1, 10_000),
     "langevin_step_size": (1e-4, 1.99),
@@ -301,8 +305,9 @@ def _parse(key: str, text: str, kind: object) -> object:
 
 
 STANDARD = Recipe()
-# Moved and blended more, no textures: what merges and students that go on were measured with.
-_FEW = dataclasses.replace(STANDARD, affine=1.0, texture=0.0, mixed_share=0.5)
+# Moved and blended more, no textures, images made to the end: what merges and students that go on
+# were measured with.
+_FEW = dataclasses.replace(STANDARD, synthesis_share=1.0, affine=1.0, texture=0.0, mixed_share=0.5)
 PRESETS: Mapping[str, Recipe] = {
     # To see that everything works, and what it looks like.
     "quick": dataclasses.replace(STANDARD, budget="3m"),

@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -82,7 +82,7 @@ class Trained:
         rounds: Rounds done.
         samples: Images ever put into the bank.
         teacher_passes: Images that went through the teacher.
-        figures: Losses and health figures of the last round.
+        figures: Losses and health figures, each of the last round that had it.
         batch: Images synthesised at once at the end, as far as memory allowed.
     """
 
@@ -219,6 +219,8 @@ def train_student(
             recipe's method cannot work with it.
         ResourceExhausted: If memory runs out even with the smallest batch, or the disk is full.
     """
+    if budget.unit == "samples":  # only making images spends it
+        recipe = replace(recipe, synthesis_share=1.0)
     training = _Training(teacher, student, recipe, device, seed, label_embeddings, prior)
     state = run.load_checkpoint()  # before the first event: it cuts off what came later
     if state is None:
@@ -283,17 +285,11 @@ def _round(
 ) -> None:
     """Synthesise, keep, distil, write down."""
     start, busy = time.monotonic(), time.process_time()
-    steer = progress >= recipe.warm_up
-    batch = _in_memory(
-        lambda: training.synthesiser.synthesise(student, steer=steer),
-        training.halve_batch,
-        run,
-        training.round,
-    )
-    training.bank.add(batch.images, batch.labels, batch.confidence)
-    for message in batch.warnings:
-        _warn(run, training.round, message)
-    training.note_memory("synthesis")
+    made: dict[str, Tensor] = {}
+    measured: dict[str, Tensor] = {}
+    # A bank that is still empty teaches nothing; the rest of the budget is the student's.
+    if progress < recipe.synthesis_share or training.bank.added == 0:
+        made, measured = _synthesise(training, student, progress >= recipe.warm_up, run)
     synthesised = time.monotonic()
     figures: dict[str, Tensor] = {}
     rate = 0.0
@@ -309,18 +305,18 @@ def _round(
     losses = {
         k: v.item()
         for k, v in {
-            **batch.losses,
+            **made,
             "distillation": figures.get("distillation", torch.zeros(())),
         }.items()
     }
-    health = {k: v.item() for k, v in batch.health.items()}
+    health = {k: v.item() for k, v in measured.items()}
     if "agreement" in figures:
         health["agreement"] = figures["agreement"].item()
     training.note_memory("distillation")
     distilled = time.monotonic()
     training.phase_seconds["synthesis"] += synthesised - start
     training.phase_seconds["distillation"] += distilled - synthesised
-    training.figures = {**losses, **health}
+    training.figures |= {**losses, **health}
     run.event(
         "round",
         round=training.round,
@@ -334,6 +330,23 @@ def _round(
     training.round += 1
     training.phase_seconds["bookkeeping"] += time.monotonic() - distilled
     training.core_seconds += time.process_time() - busy
+
+
+def _synthesise(
+    training: _Training, student: nn.Module, steer: bool, run: RunDirectory
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A batch into the bank; its losses and its health, scalars on the device."""
+    batch = _in_memory(
+        lambda: training.synthesiser.synthesise(student, steer=steer),
+        training.halve_batch,
+        run,
+        training.round,
+    )
+    training.bank.add(batch.images, batch.labels, batch.confidence)
+    for message in batch.warnings:
+        _warn(run, training.round, message)
+    training.note_memory("synthesis")
+    return batch.losses, batch.health
 
 
 def _require_finite(losses: Mapping[str, float], recipe: Recipe, round_number: int) -> None:

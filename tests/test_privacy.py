@@ -68,6 +68,7 @@ OVERRIDES = {
     "student_batch": "16",
     "student_rate": "0.01",
     "warm_up": "0",
+    "synthesis_share": "1",
 }
 NAMESPACE = ["unshare", "--map-root-user", "--net"]
 STRACE = ["strace", "-f", "-qq", "-e", "trace=network,open,openat,openat2", "-o"]

@@ -55,8 +55,8 @@ GENERATOR_KEYS = frozenset(
 SYNTHESIS_KEYS = frozenset(OFF) | PRIOR_KEYS | GENERATOR_KEYS
 
 # How they take turns with the student: a round of most of them is a few steps of their generator on
-# many images, where GenKD takes many on few.
-PACE: Mapping[str, Value] = {"batch": 256, "student_steps": 12}
+# many images, where GenKD takes many on few, and all of them make images to the end.
+PACE: Mapping[str, Value] = {"batch": 256, "student_steps": 12, "synthesis_share": 1.0}
 
 # 12 generator steps beside 12 steps of the student: one each in turn. All generators have the shape
 # of github:huawei-noah/Efficient-Computing (DAFL) with 64 feature maps, as later authors took it.

@@ -20,6 +20,7 @@ TINY = {
     "student_steps": "1",
     "student_batch": "8",
     "warm_up": "0",
+    "synthesis_share": "1",
     "effective_share": "0",
 }
 # What must show in the figures of a row: that its switch is connected.

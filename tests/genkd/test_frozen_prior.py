@@ -37,6 +37,7 @@ KEYS = {
     "langevin_steps": "3",
     "effective_share": "0",
     "warm_up": "0",
+    "synthesis_share": "1",
     "student_steps": "2",
     "student_batch": "16",
     "student_rate": "0.01",

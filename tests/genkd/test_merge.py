@@ -35,6 +35,7 @@ RECIPE = {
     "student_batch": "16",
     "student_rate": "0.01",
     "warm_up": "0",
+    "synthesis_share": "1",
 }
 # A round is 5 x 24 images for the generator and the reward, and 2 x 16 for the student.
 FOUR_ROUNDS = "608 passes"

@@ -40,6 +40,7 @@ RECIPE = Recipe(
     student_batch=16,
     student_rate=0.01,
     warm_up=0.0,
+    synthesis_share=1.0,
 )
 # Of one round: three steps and one look at the result, and two batches for the student; where it is
 # steered, one more look at what the prior proposed.
@@ -124,6 +125,50 @@ def test_a_budget_in_samples_ends_with_the_round_that_reaches_it(
     )
     assert trained.samples == trained.bank.added == added[-1] >= 40
     assert all(count < 40 for count in added[:-1])
+
+
+def test_after_its_share_of_the_budget_no_image_is_made(
+    teacher: Teacher, run: RunDirectory
+) -> None:
+    added: list[float] = []
+    trained, _ = train(
+        teacher,
+        run,
+        f"{2 * PASSES + 3 * 2 * 16} passes",  # two rounds of both, then the student's alone
+        synthesis_share=0.6,
+        on_progress=lambda p: added.append(p.figures["images"]),
+    )
+    assert trained.rounds == 5
+    assert trained.samples == added[1] == added[-1] > added[0]
+    rounds = events(run, "round")
+    assert ["label" in event["losses"] for event in rounds] == [True, True, False, False, False]
+    assert all(event["losses"]["distillation"] > 0 for event in rounds)
+    # What the last batch was like is still told at the end.
+    assert trained.figures["acceptance"] == rounds[1]["health"]["acceptance"]
+    assert trained.figures["agreement"] == rounds[-1]["health"]["agreement"]
+
+
+def test_a_budget_in_samples_is_spent_by_making_them(teacher: Teacher, run: RunDirectory) -> None:
+    trained, _ = train(teacher, run, "40 samples", synthesis_share=0.1)
+    assert trained.samples >= 40
+
+
+def test_images_are_made_until_there_is_one(
+    teacher: Teacher, run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Synthesiser._choose
+    refused = iter((True, True))
+
+    def choose(self: Synthesiser, logits: Tensor, labels: Tensor, score: Tensor) -> Tensor:
+        chosen = real(self, logits, labels, score)
+        return torch.zeros_like(chosen) if next(refused, False) else chosen
+
+    monkeypatch.setattr(Synthesiser, "_choose", choose)
+    trained, _ = train(teacher, run, f"{3 * PASSES} passes", synthesis_share=0.01)
+    made = ["label" in event["losses"] for event in events(run, "round")]
+    assert made[:3] == [True, True, True]
+    assert not any(made[3:])
+    assert trained.samples > 0
 
 
 def test_a_budget_in_time_ends_with_the_round_that_reaches_it(
@@ -211,8 +256,9 @@ def stop_after(rounds: int) -> Callable[[Progress], None]:
         {"policy_gradient": "stationary", "statistics_momentum": 0.9},
         {"policy_gradient": "chain", "acceptance": 0.5},
         {"energy": False, "generator_rounds": 0},
+        {"synthesis_share": 0.5},
     ],
-    ids=["stationary", "chain", "no energy"],
+    ids=["stationary", "chain", "no energy", "the student alone at the end"],
 )
 def test_a_run_stopped_after_every_round_gives_the_student_of_one_that_was_not(
     keys: dict[str, Any], tiny_teacher: Path, tmp_path: Path
