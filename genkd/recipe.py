@@ -166,7 +166,7 @@ class Recipe:
     adversarial_weight: float = 1.33
     smoothness_weight: float = 0.0
     warm_up: float = 0.15
-    synthesis_share: float = 0.22
+    synthesis_share: float = 0.2
     energy: bool = True
     energy_rate: float = 1e-3
     energy_steps: int = 2
