@@ -34,9 +34,10 @@ SIZES: dict[str, dict[str, str]] = {
     "paper": {"generator_channels": "64"},
 }
 # Likewise of one method. With a dozen student steps a round, the many generator steps of some
-# papers would leave the student a tenth of the budget: here it has about a third with each method,
-# as with GenKD. The papers of DAFL and DFQ show the student as many images as the generator makes;
-# DeepInversion's 2,000 steps would make 2,000 images in 600 core-seconds.
+# papers would leave the student a tenth of the budget: here it has about a third with each method.
+# All of them make images to the end, as their papers do; NAYER gained little by ending earlier. The
+# papers of DAFL and DFQ show the student as many images as the generator makes; DeepInversion's
+# 2,000 steps would make 2,000 images in 600 core-seconds.
 OF_METHOD: dict[str, dict[str, dict[str, str]]] = {
     "small": {
         "deepinversion": {"generator_steps": "100", "batch": "128", "student_steps": "90"},
