@@ -13,16 +13,9 @@ from genkd.recipe import PRESETS, Method, Recipe, find_recipe
 
 # What the alternation, the bank and the student read, whatever the method.
 SHARED = {
-    *("method", "budget", "synthesis_share", "batch", "bank_images", "student_steps"),
-    *(
-        "student_batch",
-        "student_rate",
-        "student_decay",
-        "temperature",
-        "affine",
-        "texture",
-        "mixed_share",
-    ),
+    *("method", "budget", "synthesis_share", "batch", "bank_images"),
+    *("student_steps", "student_batch", "student_rate", "student_decay"),
+    *("temperature", "affine", "texture", "mixed_share"),
 }
 FIELDS = {field.name for field in dataclasses.fields(Recipe)}
 
