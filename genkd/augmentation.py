@@ -1,8 +1,10 @@
-"""What the student sees of a stored image: moved, mirrored, textured, blended with another.
+"""Images moved, mirrored, textured, blended: stored ones for the student, new ones while made.
 
 The teacher labels the result, so any change of an image is a valid example of its function
 ("function matching", Beyer et al. 2022, arXiv:2106.05237). For a small bank of synthetic images it
-is the cheapest diversity there is: one more teacher pass without gradients.
+is the cheapest diversity there is: one more teacher pass without gradients. An image that is still
+being made is shown shifted (`random_shift`), so that what the teacher takes it for does not hang on
+single pixels.
 """
 
 from __future__ import annotations
@@ -42,6 +44,37 @@ def random_affine(images: Tensor, strength: float, generator: torch.Generator) -
     matrix[:, 0, 0] += 1
     matrix[:, 1, 1] += 1
     matrix[:, 0] *= torch.where(mirrored, -1.0, 1.0).unsqueeze(1)
+    return _mapped(images, matrix)
+
+
+def random_shift(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Each image shifted by whole pixels, and mirrored with probability 1/2.
+
+    The padded random crop that methods of the field show their teachers while they make images:
+    FastDFKD (arXiv:2112.15278) and NAYER (arXiv:2310.00258) by 4 of 32 pixels.
+
+    Args:
+        images: float (B, C, H, W) in [0, 1].
+        share: The largest shift as a share of each side, 0..1; what comes in is black (zero).
+        generator: Source of the draws.
+
+    Returns:
+        (B, C, H, W), differentiable.
+    """
+    on, (height, width) = generator.device, images.shape[2:]
+    matrix = torch.zeros(len(images), 2, 3, device=on)
+    mirrored = torch.rand(len(images), generator=generator, device=on) < 0.5
+    matrix[:, 0, 0] = torch.where(mirrored, -1.0, 1.0)
+    matrix[:, 1, 1] = 1
+    for row, side in enumerate((width, height)):
+        most = round(share * side)
+        pixels = torch.randint(-most, most + 1, (len(images),), generator=generator, device=on)
+        matrix[:, row, 2] = pixels * (2 / side)  # a side is 2 long
+    return _mapped(images, matrix)
+
+
+def _mapped(images: Tensor, matrix: Tensor) -> Tensor:
+    """Bilinear samples of images (B, C, H, W) at affine maps (B, 2, 3) of their places."""
     grid = F.affine_grid(matrix.to(images.device), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid.to(images.dtype), align_corners=False)
 

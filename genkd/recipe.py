@@ -115,6 +115,8 @@ class Recipe:
         label_loss_weight: lambda_oh of the cross-entropy with the wanted class.
         adversarial_weight: lambda_adv of the masked divergence of teacher and student.
         smoothness_weight: lambda_tv of the total variation.
+        synthesis_shift: Largest shift of the images that teacher and student are shown while they
+            are made, as a share of a side; they are mirrored, too. 0: shown as they are.
         warm_up: Share of the budget without the adversarial term and the policy gradient.
         synthesis_share: Share of the budget during which images are made; then the student learns
             from the bank alone. A budget in samples is spent by making them: there it is 1.
@@ -165,6 +167,7 @@ class Recipe:
     label_loss_weight: float = 0.5
     adversarial_weight: float = 1.33
     smoothness_weight: float = 0.0
+    synthesis_shift: float = 0.125
     warm_up: float = 0.15
     synthesis_share: float = 0.2
     energy: bool = True
@@ -259,6 +262,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "generator_steps": (1, 10_000),
     "latent_dim": (1, 4096),
     "statistics_momentum": (0, 0.999),
+    "synthesis_shift": (0, 1),
     "warm_up": (0, 1),
     "synthesis_share": (0.01, 1),
     "energy_rate": (1e-7, 1),

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genkd.augmentation import random_shift
 from genkd.bank import as_images, quantise
 from genkd.device import Device
 from genkd.ensemble import Ensemble
@@ -272,6 +273,9 @@ class Synthesiser(SynthesisMethod):
         recipe = self.recipe
         with self.device.autocast():
             images = self.generator(latents, requests).float()
+            if recipe.synthesis_shift:
+                images = random_shift(images, recipe.synthesis_shift, self.random)
+                images = images.contiguous(memory_format=torch.channels_last)
             logits, statistics = self.sources.measure(images, requests)
         self.teacher_passes += len(images)
         label_loss = class_cross_entropy(logits, self.sources.class_of[requests])

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genkd.augmentation import random_shift
 from genkd.bank import as_images, quantise
 from genkd.batch_statistics import BatchStatistics
 from genkd.device import Device
@@ -145,6 +146,13 @@ class Baseline(SynthesisMethod):
             logits, statistics = self.statistics.measure(images)
         self.teacher_passes += len(images)
         return logits.float(), statistics
+
+    def _shown(self, images: Tensor) -> Tensor:
+        """The images as teacher and student are shown them while they are made."""
+        if not self.recipe.synthesis_shift:
+            return images
+        shifted = random_shift(images, self.recipe.synthesis_shift, self.random)
+        return shifted.contiguous(memory_format=torch.channels_last)
 
     def _noise(self, *shape: int) -> Tensor:
         """Standard normal."""

@@ -12,11 +12,11 @@ neighbours.
 
 a_tv = 2.5e-5, a_bn = 10 and 2,000 Adam steps of rate 0.05 are "the parameters from the paper" of
 https://github.com/NVlabs/DeepInversion (cifar10/README.md and the defaults of its script); a_l2 is
-3e-8 as we remember the paper, and 0 in that script: neither changes an image visibly. How we
-differ: the norms are of each image, averaged over the batch; pixels stay within those an image in
-[0, 1] can have, since the bank stores only such; the images are not shifted and flipped; the last
-step's images are kept, not those of the lowest loss. Without BatchNorm in the teacher what remains
-is DeepDream.
+3e-8 as we remember the paper, and 0 in that script: neither changes an image visibly. As in that
+script, each step sees the batch rolled around by up to two pixels. How we differ: the norms are of
+each image, averaged over the batch; pixels stay within those an image in [0, 1] can have, since the
+bank stores only such; the last step's images are kept, not those of the lowest loss. Without
+BatchNorm in the teacher what remains is DeepDream.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from genkd.losses import class_cross_entropy, divergence
 
 TOTAL_VARIATION = 2.5e-5
 SQUARED_NORM = 3e-8
+JITTER = 2  # pixels
 # Keeps the norm's gradient finite where an image is flat.
 LEAST = 1e-12
 
@@ -45,7 +46,7 @@ class DeepInversion(Baseline):
         optimizer = torch.optim.Adam([pixels], lr=self.recipe.generator_rate)
         losses: Losses = {}
         for _ in range(self.recipe.generator_steps):
-            objective, losses = self._losses(pixels, labels, student, steer)
+            objective, losses = self._losses(self._jittered(pixels), labels, student, steer)
             optimizer.zero_grad(set_to_none=True)
             objective.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -54,6 +55,12 @@ class DeepInversion(Baseline):
             losses = {**losses, "objective": objective}
         # The clamp is of normalised pixels; going back may round past the ends.
         return (mean + std * pixels.detach()).clamp(0, 1), losses
+
+    def _jittered(self, pixels: Tensor) -> Tensor:
+        """All images of the batch rolled by the same few pixels."""
+        on = self.device.torch
+        shifts = torch.randint(-JITTER, JITTER + 1, (2,), generator=self.random, device=on)
+        return pixels.roll(shifts.tolist(), dims=(2, 3))
 
     def _losses(
         self, pixels: Tensor, labels: Tensor, student: nn.Module, steer: bool

@@ -9,7 +9,8 @@ equations 1, 3 and 6. For each batch, from the meta-learned theta and a fresh z 
 so that what classes and batches share stays in theta, and what is this batch's goes with it. The
 authors' code (https://github.com/zju-vipa/Fast-Datafree, scripts/fast_cifar.sh) has the weights
 0.5, 10 and 1.33, a momentum of 0.9 across batches in r_BN, and for ten steps the rates 2e-3 for
-theta' and 0.01 for z.
+theta' and 0.01 for z; teacher and student are shown the images shifted by up to 4 of 32 pixels and
+mirrored (`synthesis_shift`).
 
 How we differ: the outer step is Nichol et al.'s Reptile (arXiv:1803.02999) without Adam, its length
 ours, where the authors' scripts take first-order MAML with Adam of the rate 10 x 2e-3; theta's
@@ -71,7 +72,7 @@ class FastDfkd(Baseline):
         losses: Losses = {}
         for _ in range(self.recipe.generator_steps):
             images = self._draw(self.network, latents)
-            objective, losses = inversion_losses(self, images, labels, student, steer)
+            objective, losses = inversion_losses(self, self._shown(images), labels, student, steer)
             optimizer.zero_grad(set_to_none=True)
             objective.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

@@ -10,7 +10,7 @@ e_y is the embedding of the label's text, the same in every batch; one Z makes o
 class (the paper's K-to-1 noisy layer), so a batch holds B / K of them, side by side. As in the
 authors' code (https://github.com/tmtuan1307/NAYER, datafree/synthesis/nayer.py and run/*.sh), Z's
 weights are drawn from N(0, 1), Adam starts anew with every batch, and G with every
-`generator_rounds` of them; weights as FastDFKD's, rate 4e-3, 30 steps for CIFAR-10.
+`generator_rounds` of them; weights and shifts as FastDFKD's, rate 4e-3, 30 steps for CIFAR-10.
 
 How we differ: without a file of text embeddings the rows of the teacher's last layer, less what
 they have in common, stand in for them; BatchNorm of Z has no scale of its own, as the linear layer
@@ -91,7 +91,7 @@ class Nayer(Baseline):
         self.network.train()
         for _ in range(self.recipe.generator_steps):
             images = self._draw(self.network, apply_layers(*layers, self.inputs)[layer, row])
-            objective, losses = inversion_losses(self, images, labels, student, steer)
+            objective, losses = inversion_losses(self, self._shown(images), labels, student, steer)
             optimizer.zero_grad(set_to_none=True)
             objective.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

@@ -33,6 +33,7 @@ OFF: Mapping[str, Value] = {
     "label_loss_weight": 0.0,
     "adversarial_weight": 0.0,
     "smoothness_weight": 0.0,
+    "synthesis_shift": 0.0,
     "warm_up": 0.0,
     "energy": False,
     "likelihood_weight": 0.0,
@@ -156,6 +157,7 @@ METHOD_PRESETS: Mapping[str, Mapping[str, Value]] = {
         "statistics_momentum": 0.9,
         "label_loss_weight": 0.5,
         "adversarial_weight": 1.33,
+        "synthesis_shift": 0.125,  # padding=4 of 32 pixels
         "warm_up": 0.09,
     },
     # github:tmtuan1307/NAYER, run/*.sh, datafree_kd.py and datafree/synthesis/nayer.py: a new
@@ -170,6 +172,7 @@ METHOD_PRESETS: Mapping[str, Mapping[str, Value]] = {
         "statistics_momentum": 0.9,
         "label_loss_weight": 0.5,
         "adversarial_weight": 1.33,
+        "synthesis_shift": 0.125,  # padding=4 of 32 pixels
         "warm_up": 0.09,
     },
 }

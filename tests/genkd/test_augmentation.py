@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from genkd.augmentation import SCALE, SHEAR, SHIFT, augment, random_affine, random_texture
+from genkd.augmentation import SCALE, SHEAR, SHIFT, augment, random_affine, random_shift, random_texture
 
 DEVICES = [
     "cpu",
@@ -93,6 +93,40 @@ def test_what_comes_in_from_outside_is_black() -> None:
     corners = random_affine(white, 1.0, seeded())[:, 0, [0, 0, -1, -1], [0, -1, 0, -1]]
     assert float(corners.min()) == 0
     assert float(random_affine(white, 1.0, seeded())[:, 0, 7:9, 7:9].min()) > 0.999
+
+
+def test_a_shift_is_of_whole_pixels_with_black_behind_it_and_every_one_comes_up() -> None:
+    images = torch.rand(400, 2, 16, 24, generator=seeded())  # not square
+    out = random_shift(images, 0.125, seeded())
+    places = [(y, x) for y in range(-2, 3) for x in range(-3, 4)]
+    seen = set()
+    for image, shifted in zip(images, out, strict=True):
+        framed = torch.nn.functional.pad(image, (3, 3, 2, 2))
+        fits = [
+            (y, x, mirrored)
+            for y, x in places
+            for mirrored in (False, True)
+            if torch.allclose(
+                framed[:, 2 + y : 18 + y, 3 + x : 27 + x],
+                shifted.flip(2) if mirrored else shifted,
+                atol=1e-4,
+            )
+        ]
+        assert len(fits) == 1
+        seen.add(fits[0])
+    assert {(y, x) for y, x, _ in seen} == set(places)
+    assert {mirrored for _, _, mirrored in seen} == {False, True}
+
+
+def test_a_shift_lets_the_gradient_through_and_none_leaves_an_image_or_its_mirror() -> None:
+    images = noise().requires_grad_()
+    random_shift(images, 0.125, seeded()).sum().backward()  # type: ignore[no-untyped-call]
+    assert images.grad is not None
+    middle = images.grad[:, :, 4:12, 4:12]
+    assert torch.allclose(middle, torch.ones_like(middle), atol=1e-4)
+    out = random_shift(images.detach(), 0.0, seeded())
+    either = [(out - one).abs().amax((1, 2, 3)) < 1e-4 for one in (images, images.flip(3))]
+    assert bool((either[0] | either[1]).all())
 
 
 def test_half_of_the_images_get_a_texture_of_their_own_and_black_stays_black() -> None:

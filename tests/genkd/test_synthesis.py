@@ -294,6 +294,27 @@ def test_the_generator_follows_the_teacher(teacher: Teacher, key: str) -> None:
     assert losses[1] < 0.8 * losses[0]
 
 
+@pytest.mark.parametrize("shift", [0.0, 0.25])
+def test_teacher_and_student_are_shown_the_same_images_shifted_as_the_recipe_says(
+    teacher: Teacher, shift: float
+) -> None:
+    synthesiser = synthesiser_of(teacher, generator_steps=2, synthesis_shift=shift)
+    student, drawn, shown = pupil(teacher), [], []
+    synthesiser.generator.register_forward_hook(lambda _, __, images: drawn.append(images))
+    teacher.register_forward_pre_hook(lambda _, inputs: shown.append(inputs[0]))
+    student.register_forward_pre_hook(lambda _, inputs: shown.append(inputs[0]))
+    synthesiser._search(synthesiser._propose(), student, True)
+    assert len(drawn) == 2
+    assert len(shown) == 4
+    for step, images in enumerate(drawn):
+        to_teacher, to_student = shown[2 * step : 2 * step + 2]
+        assert torch.equal(to_teacher, to_student)
+        as_drawn = (to_teacher == images).flatten(1).all(1)
+        assert bool(as_drawn.all()) is (shift == 0)
+        assert float(as_drawn.float().mean()) < 0.5 or shift == 0
+    assert not torch.equal(*(images for images in shown[::2]))
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.1])
 def test_latents_are_moved_to_where_the_wanted_images_are(teacher: Teacher, rate: float) -> None:
     synthesiser = synthesiser_of(teacher, generator_steps=5, latent_rate=rate)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from genkd.bank import as_images
 from genkd.baselines.baseline import Baseline
+from genkd.baselines.deepinversion import DeepInversion
 from genkd.card import InputCard, ModelCard, ModelSpec
 from genkd.device import Device
 from genkd.errors import ConfigurationError, InputFileRefused
@@ -129,6 +130,34 @@ def test_a_round_changes_neither_teacher_nor_student(teacher: Teacher, method: s
     assert same(snapshot(student), before[1])
     assert all(value.grad is None for value in (*teacher.parameters(), *student.parameters()))
     assert all(value.requires_grad for value in student.parameters())
+
+
+@pytest.mark.parametrize("method", ["fastdfkd", "nayer"])
+def test_images_are_shown_shifted_while_they_are_made_and_kept_as_they_are(
+    teacher: Teacher, method: str
+) -> None:
+    baseline, student, drawn, shown = make(method, teacher), pupil(teacher), [], []
+    network = baseline.network  # type: ignore[attr-defined]
+    network.register_forward_hook(lambda _, __, images: drawn.append(images))
+    student.register_forward_pre_hook(lambda _, inputs: shown.append(inputs[0]))
+    kept = baseline.synthesise(student, steer=True).images
+    for images, seen in zip(drawn[:2], shown[:2], strict=True):  # two steps, then what is kept
+        as_drawn = (seen == images).flatten(1).all(1)
+        assert float(as_drawn.float().mean()) < 0.5
+    assert torch.equal(as_images(kept), shown[2])
+    assert float((as_images(kept) - drawn[2]).abs().max()) <= 0.5 / 255 + 1e-6
+
+
+def test_deepinversion_sees_the_batch_rolled_by_a_few_pixels(teacher: Teacher) -> None:
+    baseline = make("deepinversion", teacher)
+    assert isinstance(baseline, DeepInversion)
+    pixels = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    rolls = [pixels.roll((y, x), dims=(2, 3)) for y in range(-2, 3) for x in range(-2, 3)]
+    found = set()
+    for _ in range(200):
+        rolled = baseline._jittered(pixels)
+        found.add(*(n for n, each in enumerate(rolls) if torch.equal(each, rolled)))
+    assert found == set(range(25))
 
 
 @pytest.mark.parametrize("method", METHODS)
