@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from genkd.augmentation import SCALE, SHEAR, SHIFT, augment, random_affine, random_shift, random_texture
+from genkd.augmentation import (
+    SCALE,
+    SHEAR,
+    SHIFT,
+    augment,
+    random_affine,
+    random_shift,
+    random_texture,
+)
 
 DEVICES = [
     "cpu",
