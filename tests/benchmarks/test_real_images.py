@@ -5,33 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import real_images
 
 from genkd.weights import read_header, read_metadata
-
-SIDE = 16
-
-
-def idx(values: np.ndarray) -> bytes:
-    """The idx format: 0, 0, 8 for bytes, the number of axes, their lengths, the values."""
-    lengths = b"".join(length.to_bytes(4, "big") for length in values.shape)
-    return bytes([0, 0, 8, values.ndim]) + lengths + values.astype(np.uint8).tobytes()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A training and a test set of three classes: bright where the class says."""
-    random = np.random.default_rng(0)
-    for part, count in (("train", 96), ("t10k", 30)):
-        labels = np.arange(count) % 3
-        images = random.integers(0, 60, (count, SIDE, SIDE))
-        for image, label in zip(images, labels, strict=True):
-            image[:, 5 * label : 5 * label + 5] += 180
-        (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(idx(images))
-        (tmp_path / f"{part}-labels-idx1-ubyte").write_bytes(idx(labels))
-    return tmp_path
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:

@@ -11,25 +11,15 @@ from trials import overrides_of
 
 from genkd.distillation import distill
 
-TINY = {
-    "batch": "24",
-    "generator_channels": "4",
-    "latent_dim": "8",
-    "langevin_steps": "4",
-    "bank_images": "64",
-    "student_steps": "1",
-    "student_batch": "8",
-    "warm_up": "0",
-    "synthesis_share": "1",
-    "effective_share": "0",
-}
 # What must show in the figures of a row: that its switch is connected.
 LEARNS_POLICY = ("3 PG ", "4 MLE", "5 MLE", "6 gre", "7 pla", "8 pat", "10 la")
 LEARNS_NO_ENERGY = ("0 noi", "1 no ", "9 rej")
 
 
 @pytest.mark.parametrize("name", [n for n, own in ablation.ROWS.items() if "oracle" not in own])
-def test_row_distils(name: str, tiny_teacher: Path, tmp_path: Path) -> None:
+def test_row_distils(
+    name: str, tiny_recipe: dict[str, str], tiny_teacher: Path, tmp_path: Path
+) -> None:
     own = ablation.ROWS[name]
     report = distill(
         teacher=tiny_teacher,
@@ -38,7 +28,7 @@ def test_row_distils(name: str, tiny_teacher: Path, tmp_path: Path) -> None:
         budget="300passes",
         device="cpu",
         precision="fp32",
-        overrides=dict(overrides_of(own, TINY)),
+        overrides=dict(overrides_of(own, tiny_recipe)),
     )
     final = json.loads(report.report_data.read_text())["final"]
     assert report.samples > 0
