@@ -309,9 +309,11 @@ def _parse(key: str, text: str, kind: object) -> object:
 
 
 STANDARD = Recipe()
-# Moved and blended more, no textures, images made to the end: what merges and students that go on
-# were measured with.
-_FEW = dataclasses.replace(STANDARD, synthesis_share=1.0, affine=1.0, texture=0.0, mixed_share=0.5)
+# Moved and blended more, no textures, images made to the end and shown as they are: what merges and
+# students that go on were measured with.
+_FEW = dataclasses.replace(
+    STANDARD, synthesis_shift=0.0, synthesis_share=1.0, affine=1.0, texture=0.0, mixed_share=0.5
+)
 PRESETS: Mapping[str, Recipe] = {
     # To see that everything works, and what it looks like.
     "quick": dataclasses.replace(STANDARD, budget="3m"),
