@@ -64,9 +64,10 @@ def write_plot(
         _, at = place(x_low, value)
         drawn.append(f'<path d="M{LEFT} {at}H{RIGHT}" stroke="#ddd"/>')
         drawn.append(f'<text x="{LEFT - 6}" y="{at + 4}" text-anchor="end">{value:.6g}</text>')
-    for at in sorted({p[0] for p in points if len({q[0] for q in points}) <= 6}) or [x_low, x_high]:
+    for at in _round_numbers(x_low, x_high):
         across, _ = place(at, y_low)
-        drawn.append(f'<text x="{across}" y="{BOTTOM + 16}" text-anchor="middle">{at:.4g}</text>')
+        drawn.append(f'<path d="M{across} {BOTTOM}v4" stroke="#888"/>')
+        drawn.append(f'<text x="{across}" y="{BOTTOM + 18}" text-anchor="middle">{at:,.6g}</text>')
     for index, (name, line) in enumerate(series.items()):
         drawn += _line(name, [(p, place) for p in sorted(line)], index)
     atomic_write(path, ("\n".join([*drawn, "</svg>"]) + "\n").encode())
@@ -88,6 +89,17 @@ def _line(name: str, placed: Sequence[tuple[Point, object]], index: int) -> list
     drawn.append(f'<path d="M{RIGHT + 16} {y}h20" stroke="{colour}" stroke-width="2"{dashes}/>')
     drawn.append(f'<text x="{RIGHT + 42}" y="{y + 4}">{escape(name)}</text>')
     return drawn
+
+
+def _round_numbers(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten between the two, which are given themselves if there are few.
+
+    Of many decades the powers only, so that they stay apart.
+    """
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1, 2, 5) if len(powers) <= 4 else (1,)
+    found = [n * 10.0**power for power in powers for n in steps if low <= n * 10.0**power <= high]
+    return found if len(found) > 1 else [low, high]
 
 
 def _step(low: float, high: float) -> float:

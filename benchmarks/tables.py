@@ -28,10 +28,12 @@ def accuracy(rows: Sequence[Row]) -> dict[int, float]:
 
 
 def shown(interval: Interval | None, sign: bool = False) -> str:
-    """`81.20 [80.90, 81.60]`."""
+    """`81.20 [80.90, 81.60]`; of one value, that has no interval, `81.20`."""
     if interval is None:
         return "no common seed"
     mark = "+" if sign else ""
+    if interval.count == 1:
+        return f"{interval.value:{mark}.2f}"
     return f"{interval.value:{mark}.2f} [{interval.low:{mark}.2f}, {interval.high:{mark}.2f}]"
 
 
@@ -53,9 +55,10 @@ def summary_table(methods: dict[str, list[Row]], reference: str) -> list[str]:
             key: sum(row[key] for row in rows) / len(rows)
             for key in ("samples", "teacher_passes", "synthesis_seconds", "core_seconds")
         }
+        deviation = f"{top1.deviation:.2f}" if top1.count > 1 else ""
         peak = max(row["peak_memory_bytes"] for row in rows) / 2**20
         lines.append(
-            f"| {name} | {top1.count} | {shown(top1)} | {top1.deviation:.2f} | {difference} | "
+            f"| {name} | {top1.count} | {shown(top1)} | {deviation} | {difference} | "
             + " | ".join(f"{value:,.0f}" for value in figures.values())
             + f" | {peak:,.0f} |"
         )

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import ablation
 import compare
+import plots
 import pytest
 import tables
 import trials
@@ -178,6 +179,27 @@ def test_the_table_tells_means_and_paired_differences() -> None:
     assert "| genkd | 3 | 81.00 [80.00, 82.00] | 1.00 |  | 1,000 | 2,000 | 4 | 9 | 256 |" in text
     assert "| dafl | 3 | 71.00 [70.00, 72.00] | 1.00 | +10.00 [+10.00, +10.00] |" in text
     assert "**toy, 10s** (teacher 90.00%, 10,000 test images)" in text
+
+
+def test_one_seed_has_no_interval() -> None:
+    text = tables.summary([row("genkd", 0, 0.80), row("dafl", 0, 0.70)], "genkd")
+    assert "| genkd | 1 | 80.00 |  |  | 1,000 | 2,000 |" in text
+    assert "| dafl | 1 | 70.00 |  | +10.00 | 1,000 | 2,000 |" in text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "told"),
+    [
+        (500, 2200, [500, 1000, 2000]),
+        (1100, 30_000, [2000, 5000, 10_000, 20_000]),
+        (3, 4, [3, 4]),
+        (0.9, 2e5, [1, 10, 100, 1000, 10_000, 100_000]),
+    ],
+)
+def test_an_axis_names_round_numbers_that_stay_apart(
+    low: float, high: float, told: list[float]
+) -> None:
+    assert plots._round_numbers(low, high) == pytest.approx(told)
 
 
 def test_plots_are_intact_svg_with_a_line_for_each_method(tmp_path: Path) -> None:
