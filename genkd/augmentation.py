@@ -56,11 +56,14 @@ def random_shift(images: Tensor, share: float, generator: torch.Generator) -> Te
     Args:
         images: float (B, C, H, W) in [0, 1].
         share: The largest shift as a share of each side, 0..1; what comes in is black (zero).
+            0: images as they are, not mirrored either.
         generator: Source of the draws.
 
     Returns:
-        (B, C, H, W), differentiable.
+        (B, C, H, W), in channels-last memory if shifted, differentiable.
     """
+    if share == 0:
+        return images
     on, (height, width) = generator.device, images.shape[2:]
     matrix = torch.zeros(len(images), 2, 3, device=on)
     mirrored = torch.rand(len(images), generator=generator, device=on) < 0.5
@@ -70,7 +73,7 @@ def random_shift(images: Tensor, share: float, generator: torch.Generator) -> Te
         most = round(share * side)
         pixels = torch.randint(-most, most + 1, (len(images),), generator=generator, device=on)
         matrix[:, row, 2] = pixels * (2 / side)  # a side is 2 long
-    return _mapped(images, matrix)
+    return _mapped(images, matrix).contiguous(memory_format=torch.channels_last)
 
 
 def _mapped(images: Tensor, matrix: Tensor) -> Tensor:

@@ -273,9 +273,7 @@ class Synthesiser(SynthesisMethod):
         recipe = self.recipe
         with self.device.autocast():
             images = self.generator(latents, requests).float()
-            if recipe.synthesis_shift:
-                images = random_shift(images, recipe.synthesis_shift, self.random)
-                images = images.contiguous(memory_format=torch.channels_last)
+            images = random_shift(images, recipe.synthesis_shift, self.random)
             logits, statistics = self.sources.measure(images, requests)
         self.teacher_passes += len(images)
         label_loss = class_cross_entropy(logits, self.sources.class_of[requests])

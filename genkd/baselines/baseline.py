@@ -149,10 +149,7 @@ class Baseline(SynthesisMethod):
 
     def _shown(self, images: Tensor) -> Tensor:
         """The images as teacher and student are shown them while they are made."""
-        if not self.recipe.synthesis_shift:
-            return images
-        shifted = random_shift(images, self.recipe.synthesis_shift, self.random)
-        return shifted.contiguous(memory_format=torch.channels_last)
+        return random_shift(images, self.recipe.synthesis_shift, self.random)
 
     def _noise(self, *shape: int) -> Tensor:
         """Standard normal."""
