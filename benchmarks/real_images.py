@@ -126,6 +126,14 @@ def train(
     }
 
 
+def new_student(teacher: Teacher, architecture: str, seed: int) -> tuple[nn.Module, ModelCard]:
+    """A student of fresh weights, and its card: it sees what the teacher sees."""
+    seen = teacher.card
+    spec = ModelSpec(architecture, seen.spec.num_classes, seen.spec.in_channels)
+    network = build_model(spec, generator=torch.Generator().manual_seed(seed))
+    return network, ModelCard(spec, seen.input, seen.class_names, "trained on stored images")
+
+
 def main() -> None:
     """Train one student and write it."""
     parser = argparse.ArgumentParser(description="Train one student on real images.")
@@ -136,11 +144,8 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()
     teacher = load_teacher(arguments.teacher)
-    seen = teacher.card
-    spec = ModelSpec(arguments.student, seen.spec.num_classes, seen.spec.in_channels)
-    card = ModelCard(spec, seen.input, seen.class_names, f"{arguments.kind} on real images")
-    network = build_model(spec, generator=torch.Generator().manual_seed(arguments.seed))
-    data = training_images(arguments.images, seen)
+    network, card = new_student(teacher, arguments.student, arguments.seed)
+    data = training_images(arguments.images, teacher.card)
     budget, device = Budget.parse(arguments.budget), choose_device("auto", "auto")
     result = train(arguments.kind, teacher, network, data, budget, device, arguments.seed)
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -12,35 +12,38 @@ Prints a line for each bank; writes nothing.
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
 import torch
-from real_images import train, training_images
+from real_images import new_student, train, training_images
 from trials import SHIPPED
 
-from genkd.card import ModelCard, ModelSpec
+from genkd.card import ModelCard
 from genkd.device import choose_device
 from genkd.evaluate import Evaluation, evaluate
 from genkd.images import LabelledImages
-from genkd.models import build_model
 from genkd.recipe import Budget
-from genkd.run_directory import CHECKPOINT_FILE
+from genkd.run_directory import CHECKPOINT_FILE, CONFIGURATION_FILE
 from genkd.student import NormalisedStudent
 from genkd.teacher import Teacher, load_teacher
 
 
-def stored_images(run: Path, first: int | None) -> LabelledImages:
-    """The bank that a run left, or its oldest `first` images.
+def stored_images(run: Path, teacher: Teacher, first: int | None) -> LabelledImages:
+    """The bank that a run of `teacher` left, or its oldest `first` images.
 
     Raises:
-        SystemExit: If there is none.
+        SystemExit: If there is none, or another teacher's.
     """
     try:
         saved = torch.load(run / CHECKPOINT_FILE, map_location="cpu", weights_only=True)
         bank = saved["state"]["bank"]
-    except (OSError, KeyError, RuntimeError) as error:
+        made_by = json.loads((run / CONFIGURATION_FILE).read_text())["teacher_sha256"]
+    except (OSError, KeyError, RuntimeError, ValueError) as error:
         raise SystemExit(f"{run} holds no checkpoint with a bank: {error}") from error
+    if made_by != teacher.sha256:
+        raise SystemExit(f"{run} is a run of another teacher: give its own by --teacher")
     return LabelledImages(bank["images"][:first].numpy(), bank["labels"][:first].numpy())
 
 
@@ -61,10 +64,8 @@ def refit(
     seed: int,
 ) -> Evaluation:
     """A new student of `bank`, measured on `data`."""
-    spec = ModelSpec(student, teacher.card.spec.num_classes, teacher.card.spec.in_channels)
-    network = build_model(spec, generator=torch.Generator().manual_seed(seed))
+    network, card = new_student(teacher, student, seed)
     train("distilled", teacher, network, bank, budget, choose_device("auto", "auto"), seed)
-    card = ModelCard(spec, teacher.card.input, teacher.card.class_names)
     return evaluate(NormalisedStudent(network.cpu(), card.input), data, card, teacher=teacher.cpu())
 
 
@@ -87,7 +88,7 @@ def main() -> None:
     data = held_out_images(arguments.data, teacher.card, arguments.held_out)
     print("| bank | images | top-1 % | agreement with the teacher |\n|---|---|---|---|")
     for run in arguments.runs:
-        bank = stored_images(run, arguments.first)
+        bank = stored_images(run, teacher, arguments.first)
         found = refit(
             teacher, arguments.student, bank, data, Budget.parse(arguments.budget), arguments.seed
         )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import refit
+from trials import SHIPPED
 
 from genkd.distillation import distill
 
@@ -25,24 +27,31 @@ def finished(tiny_recipe: dict[str, str], tiny_teacher: Path, tmp_path: Path) ->
     return out
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    monkeypatch.setattr("sys.argv", ["refit.py", *map(str, arguments)])
-    refit.main()
-
-
-def test_a_bank_is_refitted_and_its_run_is_as_it_was(
-    finished: Path,
+@pytest.fixture
+def refitted(
     folder: Path,
     tiny_teacher: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+) -> Callable[..., str]:
+    """Run the script on a folder with further options; what it prints."""
+
+    def run(of: Path, *options: object, teacher: Path = tiny_teacher) -> str:
+        shared = ("--data", folder, "--teacher", teacher, "--student", "resnet8-quarter")
+        monkeypatch.setattr("sys.argv", ["refit.py", *map(str, (of, *shared, *options))])
+        refit.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_a_bank_is_refitted_and_its_run_is_as_it_was(
+    finished: Path, refitted: Callable[..., str]
 ) -> None:
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
-    shared = ("--data", folder, "--teacher", tiny_teacher, "--student", "resnet8-quarter")
-    options = (*shared, "--budget", "6000passes", "--held-out", 48)
-    run(monkeypatch, finished, *options, "--first", 30)
-    run(monkeypatch, finished, *options)
-    lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if "run" in line]
+    options = ("--budget", "6000passes", "--held-out", 48)
+    said = refitted(finished, *options, "--first", 30) + refitted(finished, *options)
+    lines = [line.split("|") for line in said.splitlines() if "run" in line]
     assert len(lines) == 2
     (_, _, few, _, _, _), (_, _, all_of_them, top1, agreement, _) = lines
     assert int(few) == 30
@@ -52,25 +61,18 @@ def test_a_bank_is_refitted_and_its_run_is_as_it_was(
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
 
 
-def test_the_same_seed_gives_the_same_figures(
-    finished: Path,
-    folder: Path,
-    tiny_teacher: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    said = []
-    for _ in range(2):
-        run(
-            *(monkeypatch, finished, "--data", folder, "--teacher", tiny_teacher),
-            *("--student", "resnet8-quarter", "--budget", "1536passes"),
-        )
-        said.append(capsys.readouterr().out)
-    assert said[0] == said[1]
+def test_the_same_seed_gives_the_same_figures(finished: Path, refitted: Callable[..., str]) -> None:
+    options = (finished, "--budget", "1536passes")
+    assert refitted(*options) == refitted(*options)
 
 
-def test_a_folder_that_is_no_run_is_refused(
-    folder: Path, tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_is_no_run_is_refused(refitted: Callable[..., str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="holds no checkpoint with a bank"):
-        run(monkeypatch, tmp_path, "--data", folder, "--teacher", tiny_teacher)
+        refitted(tmp_path)
+
+
+def test_the_run_of_another_teacher_is_refused(
+    finished: Path, refitted: Callable[..., str]
+) -> None:
+    with pytest.raises(SystemExit, match="a run of another teacher"):
+        refitted(finished, teacher=SHIPPED / "teacher.safetensors")
