@@ -117,9 +117,11 @@ class Recipe:
         smoothness_weight: lambda_tv of the total variation.
         synthesis_shift: Largest shift of the images that teacher and student are shown while they
             are made, as a share of a side; they are mirrored, too. 0: shown as they are.
-        warm_up: Share of the budget without the adversarial term and the policy gradient.
+        warm_up: Share of the time in which images are made that passes without the adversarial
+            term and the policy gradient.
         synthesis_share: Share of the budget during which images are made; then the student learns
-            from the bank alone. A budget in samples is spent by making them: there it is 1.
+            from the bank alone. Its rate rises and falls once in each of the two stages. A budget
+            in samples is spent by making images: there it is 1.
         energy: Whether latents come from the latent EBM (else from N(0, I)); of genkd-pixel,
             whether its head learns (else it is zero).
         energy_rate: Learning rate of its Adam.
@@ -149,6 +151,8 @@ class Recipe:
         affine: Strength of the random affine maps, 0..1.
         texture: Strength of the random textures, 0..1.
         mixed_share: Share of its images blended with another, 0..1.
+        plain_share: Share of each stage of learning, its last part, in which images are moved but
+            neither textured nor blended: more like those it is for.
     """
 
     method: Method = "genkd"
@@ -192,6 +196,7 @@ class Recipe:
     affine: float = 0.25
     texture: float = 1.0
     mixed_share: float = 0.25
+    plain_share: float = 0.3
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
@@ -280,6 +285,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "affine": (0, 1),
     "texture": (0, 1),
     "mixed_share": (0, 1),
+    "plain_share": (0, 1),
 }
 WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -312,7 +318,13 @@ STANDARD = Recipe()
 # Moved and blended more, no textures, images made to the end and shown as they are: what merges and
 # students that go on were measured with.
 _FEW = dataclasses.replace(
-    STANDARD, synthesis_shift=0.0, synthesis_share=1.0, affine=1.0, texture=0.0, mixed_share=0.5
+    STANDARD,
+    synthesis_shift=0.0,
+    synthesis_share=1.0,
+    affine=1.0,
+    texture=0.0,
+    mixed_share=0.5,
+    plain_share=0.0,
 )
 PRESETS: Mapping[str, Recipe] = {
     # To see that everything works, and what it looks like.

@@ -61,7 +61,8 @@ class StudentLearner:
 
     Args:
         student: On the device, in channels-last memory; maps images in [0, 1] to logits.
-        recipe: Its `student_*` keys, `temperature`, `affine`, `texture`, `mixed_share`.
+        recipe: Its `student_*` keys, `temperature`, `affine`, `texture`, `mixed_share`,
+            `plain_share`.
         device: Where.
         generator: Source of everything random here, on the device.
     """
@@ -87,7 +88,7 @@ class StudentLearner:
         Args:
             teacher: Says what is right, of each augmented image anew.
             bank: Holds at least one image.
-            progress: Share of the budget that is spent, 0..1; decides the learning rate.
+            progress: Share of this stage of learning that is done, 0..1; decides the rate.
 
         Returns:
             The last step's loss and agreement, scalars on the device; and the learning rate.
@@ -95,10 +96,11 @@ class StudentLearner:
         rate = learning_rate(self.recipe.student_rate, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        plain = progress >= 1 - self.recipe.plain_share
         self.student.train()
         figures: dict[str, Tensor] = {}
         for _ in range(self.recipe.student_steps):
-            figures = self._step(teacher, bank)
+            figures = self._step(teacher, bank, plain)
         self.student.eval()
         return figures, rate
 
@@ -149,15 +151,18 @@ class StudentLearner:
         self.student.load_state_dict(state["student"])
         self.optimizer.load_state_dict(state["optimizer"])
 
-    def _step(self, teacher: Teacher | Ensemble, bank: SynthesisBank) -> dict[str, Tensor]:
+    def _step(
+        self, teacher: Teacher | Ensemble, bank: SynthesisBank, plain: bool
+    ) -> dict[str, Tensor]:
+        """One step; `plain`: on images that are moved, but neither textured nor blended."""
         recipe = self.recipe
         with torch.no_grad():
             stored, _ = bank.draw(self.batch, self.random)
             images = augment(
                 stored,
                 affine=recipe.affine,
-                texture=recipe.texture,
-                mixed_share=recipe.mixed_share,
+                texture=0.0 if plain else recipe.texture,
+                mixed_share=0.0 if plain else recipe.mixed_share,
                 generator=self.random,
             )
             images = images.contiguous(memory_format=torch.channels_last)

@@ -268,6 +268,21 @@ def train_student(
     )
 
 
+def stage_progress(progress: float, share: float) -> float:
+    """How much of its stage is done, 0..1: of that in which images are made, then of the rest.
+
+    The student's rate falls to its end in each. What it still gets wrong then says what to make; a
+    student at a high rate gets wrong what it has only just forgotten.
+
+    Args:
+        progress: Share of the budget that is spent, 0..1.
+        share: Share of the budget during which images are made, above 0, at most 1.
+    """
+    if progress < share:
+        return progress / share
+    return (progress - share) / (1 - share) if share < 1 else 1.0
+
+
 def _save(training: _Training, run: RunDirectory) -> None:
     start, busy = time.monotonic(), time.process_time()
     run.save_checkpoint(training.state_dict())
@@ -289,13 +304,15 @@ def _round(
     measured: dict[str, Tensor] = {}
     # A bank that is still empty teaches nothing; the rest of the budget is the student's.
     if progress < recipe.synthesis_share or training.bank.added == 0:
-        made, measured = _synthesise(training, student, progress >= recipe.warm_up, run)
+        steer = progress >= recipe.warm_up * recipe.synthesis_share
+        made, measured = _synthesise(training, student, steer, run)
     synthesised = time.monotonic()
     figures: dict[str, Tensor] = {}
     rate = 0.0
     if len(training.bank) > 0:
+        done = stage_progress(progress, recipe.synthesis_share)
         figures, rate = _in_memory(
-            lambda: training.learner.learn(teacher, training.bank, progress),
+            lambda: training.learner.learn(teacher, training.bank, done),
             training.learner.halve_batch,
             run,
             training.round,

@@ -148,6 +148,44 @@ def test_after_its_share_of_the_budget_no_image_is_made(
     assert trained.figures["agreement"] == rounds[-1]["health"]["agreement"]
 
 
+@pytest.mark.parametrize(
+    ("progress", "share", "done"),
+    [
+        (0.0, 0.2, 0.0),
+        (0.1, 0.2, 0.5),
+        (0.2, 0.2, 0.0),
+        (0.6, 0.2, 0.5),
+        (1.0, 0.2, 1.0),
+        (0.25, 1.0, 0.25),
+        (1.0, 1.0, 1.0),
+    ],
+)
+def test_each_stage_is_done_from_none_to_all(progress: float, share: float, done: float) -> None:
+    assert train_module.stage_progress(progress, share) == pytest.approx(done)
+
+
+def test_the_rate_falls_while_images_are_made_and_again_for_the_student_alone(
+    teacher: Teacher, run: RunDirectory
+) -> None:
+    # Four rounds of both, a little over half of the budget, then eight of the student alone.
+    train(teacher, run, f"{4 * PASSES + 8 * 2 * 16} passes", synthesis_share=0.5)
+    told = events(run, "round")
+    rates = [event["learning_rates"]["student"] for event in told]
+    made = sum("label" in event["losses"] for event in told)
+    assert 2 <= made < len(told) - 2
+    assert rates[made - 1] < max(rates[:made])
+    assert max(rates[made:]) > 2 * rates[made - 1]
+    assert rates[-1] < max(rates[made:]) / 2
+
+
+def test_the_student_is_heeded_after_its_share_of_the_time_in_which_images_are_made(
+    teacher: Teacher, run: RunDirectory
+) -> None:
+    train(teacher, run, f"{8 * PASSES} passes", warm_up=0.5, synthesis_share=0.5)
+    heeded = ["adversarial" in event["losses"] for event in events(run, "round")]
+    assert heeded.index(True) <= 3  # a quarter of the budget, not half of it
+
+
 def test_a_budget_in_samples_is_spent_by_making_them(teacher: Teacher, run: RunDirectory) -> None:
     trained, _ = train(teacher, run, "40 samples", synthesis_share=0.1)
     assert trained.samples >= 40
