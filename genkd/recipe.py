@@ -119,9 +119,9 @@ class Recipe:
             are made, as a share of a side; they are mirrored, too. 0: shown as they are.
         warm_up: Share of the time in which images are made that passes without the adversarial
             term and the policy gradient.
-        synthesis_share: Share of the budget during which images are made; then the student learns
-            from the bank alone. Its rate rises and falls once in each of the two stages. A budget
-            in samples is spent by making images: there it is 1.
+        synthesis_share: Share of the budget during which images are made; then the student starts
+            anew and learns from the bank alone. Its rate rises and falls once in each of the two
+            stages. A budget in samples is spent by making images: there it is 1.
         energy: Whether latents come from the latent EBM (else from N(0, I)); of genkd-pixel,
             whether its head learns (else it is zero).
         energy_rate: Learning rate of its Adam.

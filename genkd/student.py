@@ -79,6 +79,8 @@ class StudentLearner:
             weight_decay=recipe.student_decay,
         )
         self.batch = recipe.student_batch
+        # As it was handed over, so that a resumed run starts anew from the same weights.
+        self._initial = {name: value.clone() for name, value in student.state_dict().items()}
 
     def learn(
         self, teacher: Teacher | Ensemble, bank: SynthesisBank, progress: float
@@ -103,6 +105,15 @@ class StudentLearner:
             figures = self._step(teacher, bank, plain)
         self.student.eval()
         return figures, rate
+
+    def start_anew(self) -> None:
+        """Give the student its first weights back, and forget the optimiser's momentum.
+
+        A network that goes on from what it learnt of few images stays worse on new ones than one
+        that meets them all from the start (Ash and Adams 2020, arXiv:1910.08475).
+        """
+        self.student.load_state_dict(self._initial)
+        self.optimizer.state.clear()
 
     @torch.no_grad()
     def settle(self, bank: SynthesisBank) -> None:

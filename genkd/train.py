@@ -120,6 +120,7 @@ class _Training:
         shape = (image.channels, image.height, image.width)
         self.bank = SynthesisBank(recipe.bank_images, shape, device.torch)
         self.round = 0
+        self.student_alone = False  # since its second stage, in which no image is made
         self.student_passes = 0  # images that the teacher saw for the student's sake
         self.phase_seconds = {"synthesis": 0.0, "distillation": 0.0, "bookkeeping": 0.0}
         self.phase_memory_bytes = dict.fromkeys(("synthesis", "distillation"), 0)
@@ -164,6 +165,7 @@ class _Training:
             "learner": self.learner.state_dict(),
             "bank": self.bank.state_dict(),
             "round": self.round,
+            "student_alone": self.student_alone,
             "student_passes": self.student_passes,
             "phase_seconds": dict(self.phase_seconds),
             "phase_memory_bytes": dict(self.phase_memory_bytes),
@@ -177,6 +179,7 @@ class _Training:
             one.load_state_dict(kept)
         self.learner.load_state_dict(state["learner"])
         self.bank.load_state_dict(state["bank"])
+        self.student_alone = state["student_alone"]
         self.round, self.student_passes = state["round"], state["student_passes"]
         self.phase_seconds, self.figures = dict(state["phase_seconds"]), dict(state["figures"])
         self.phase_memory_bytes = dict(state["phase_memory_bytes"])
@@ -271,8 +274,8 @@ def train_student(
 def stage_progress(progress: float, share: float) -> float:
     """How much of its stage is done, 0..1: of that in which images are made, then of the rest.
 
-    The student's rate falls to its end in each. What it still gets wrong then says what to make; a
-    student at a high rate gets wrong what it has only just forgotten.
+    The student starts anew in the second, and its rate falls to its end in each. What it still gets
+    wrong then says what to make; a student at a high rate gets wrong what it has just forgotten.
 
     Args:
         progress: Share of the budget that is spent, 0..1.
@@ -303,12 +306,16 @@ def _round(
     made: dict[str, Tensor] = {}
     measured: dict[str, Tensor] = {}
     # A bank that is still empty teaches nothing; the rest of the budget is the student's.
-    if progress < recipe.synthesis_share or training.bank.added == 0:
+    making = progress < recipe.synthesis_share or training.bank.added == 0
+    if making:
         steer = progress >= recipe.warm_up * recipe.synthesis_share
         made, measured = _synthesise(training, student, steer, run)
     synthesised = time.monotonic()
     figures: dict[str, Tensor] = {}
     rate = 0.0
+    if not making and not training.student_alone:
+        training.learner.start_anew()
+        training.student_alone = True
     if len(training.bank) > 0:
         done = stage_progress(progress, recipe.synthesis_share)
         figures, rate = _in_memory(
