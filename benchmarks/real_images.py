@@ -70,9 +70,7 @@ RECIPE = dataclasses.replace(STANDARD, student_steps=12)
 class ScratchLearner(StudentLearner):
     """Learns the stored labels instead of the teacher's answers."""
 
-    def _step(  # type: ignore[override]
-        self, teacher: Teacher, bank: SynthesisBank, plain: bool
-    ) -> dict[str, torch.Tensor]:
+    def _step(self, teacher: Teacher, bank: SynthesisBank) -> dict[str, torch.Tensor]:  # type: ignore[override]
         images, labels = bank.draw(self.batch, self.random)
         images = random_affine(images, self.recipe.affine, self.random)
         with self.device.autocast():

@@ -151,8 +151,6 @@ class Recipe:
         affine: Strength of the random affine maps, 0..1.
         texture: Strength of the random textures, 0..1.
         mixed_share: Share of its images blended with another, 0..1.
-        plain_share: Share of each stage of learning, its last part, in which images are moved but
-            neither textured nor blended: more like those it is for.
     """
 
     method: Method = "genkd"
@@ -196,7 +194,6 @@ class Recipe:
     affine: float = 0.25
     texture: float = 1.0
     mixed_share: float = 0.25
-    plain_share: float = 0.3
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
@@ -285,7 +282,6 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "affine": (0, 1),
     "texture": (0, 1),
     "mixed_share": (0, 1),
-    "plain_share": (0, 1),
 }
 WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -318,13 +314,7 @@ STANDARD = Recipe()
 # Moved and blended more, no textures, images made to the end and shown as they are: what merges and
 # students that go on were measured with.
 _FEW = dataclasses.replace(
-    STANDARD,
-    synthesis_shift=0.0,
-    synthesis_share=1.0,
-    affine=1.0,
-    texture=0.0,
-    mixed_share=0.5,
-    plain_share=0.0,
+    STANDARD, synthesis_shift=0.0, synthesis_share=1.0, affine=1.0, texture=0.0, mixed_share=0.5
 )
 PRESETS: Mapping[str, Recipe] = {
     # To see that everything works, and what it looks like.

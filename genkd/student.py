@@ -61,8 +61,7 @@ class StudentLearner:
 
     Args:
         student: On the device, in channels-last memory; maps images in [0, 1] to logits.
-        recipe: Its `student_*` keys, `temperature`, `affine`, `texture`, `mixed_share`,
-            `plain_share`.
+        recipe: Its `student_*` keys, `temperature`, `affine`, `texture`, `mixed_share`.
         device: Where.
         generator: Source of everything random here, on the device.
     """
@@ -98,11 +97,10 @@ class StudentLearner:
         rate = learning_rate(self.recipe.student_rate, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        plain = progress >= 1 - self.recipe.plain_share
         self.student.train()
         figures: dict[str, Tensor] = {}
         for _ in range(self.recipe.student_steps):
-            figures = self._step(teacher, bank, plain)
+            figures = self._step(teacher, bank)
         self.student.eval()
         return figures, rate
 
@@ -162,18 +160,15 @@ class StudentLearner:
         self.student.load_state_dict(state["student"])
         self.optimizer.load_state_dict(state["optimizer"])
 
-    def _step(
-        self, teacher: Teacher | Ensemble, bank: SynthesisBank, plain: bool
-    ) -> dict[str, Tensor]:
-        """One step; `plain`: on images that are moved, but neither textured nor blended."""
+    def _step(self, teacher: Teacher | Ensemble, bank: SynthesisBank) -> dict[str, Tensor]:
         recipe = self.recipe
         with torch.no_grad():
             stored, _ = bank.draw(self.batch, self.random)
             images = augment(
                 stored,
                 affine=recipe.affine,
-                texture=0.0 if plain else recipe.texture,
-                mixed_share=0.0 if plain else recipe.mixed_share,
+                texture=recipe.texture,
+                mixed_share=recipe.mixed_share,
                 generator=self.random,
             )
             images = images.contiguous(memory_format=torch.channels_last)

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import genkd.student as student_module
 from genkd.bank import SynthesisBank, quantise
 from genkd.card import InputCard, ModelCard, ModelSpec
 from genkd.device import Device
@@ -92,38 +91,6 @@ def learner_of(device: str = "cpu", precision: str = "fp32", **keys: object) -> 
     network = build_model(TINY, generator=torch.Generator().manual_seed(5)).to(device).eval()
     place = Device(torch.device(device), precision)  # type: ignore[arg-type]
     return StudentLearner(network, recipe, place, place.generator(0))
-
-
-@pytest.mark.parametrize(
-    ("progress", "plain"), [(0.0, False), (0.59, False), (0.61, True), (0.99, True)]
-)
-def test_the_last_part_of_a_stage_is_neither_textured_nor_blended(
-    progress: float, plain: bool, tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[tuple[float, ...]] = []
-    real = student_module.augment
-
-    def augment(
-        images: Tensor,
-        *,
-        affine: float,
-        texture: float,
-        mixed_share: float,
-        generator: torch.Generator,
-    ) -> Tensor:
-        seen.append((affine, texture, mixed_share))
-        return real(
-            images,
-            affine=affine,
-            texture=texture,
-            mixed_share=mixed_share,
-            generator=generator,
-        )
-
-    monkeypatch.setattr(student_module, "augment", augment)
-    learner = learner_of(plain_share=0.4, affine=0.3, texture=0.7, mixed_share=0.5)
-    learner.learn(load_teacher(tiny_teacher), bank_of("cpu"), progress)
-    assert seen == [(0.3, 0.0, 0.0) if plain else (0.3, 0.7, 0.5)] * 3
 
 
 def weights(learner: StudentLearner) -> Tensor:
