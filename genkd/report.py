@@ -38,6 +38,8 @@ MAX_MESSAGES = 50
 MAX_ROWS = 150
 MAX_TEXT = 300
 MAX_KEY = 100
+# Events after which curves may jump.
+BREAKS = ("resume", "student_alone")
 PEAK_MEMORY = "peak_memory_bytes"
 GROUP_TITLES = {
     "losses": "Losses",
@@ -79,8 +81,8 @@ def report_html(records: RunRecords) -> str:
 def view_of(records: RunRecords) -> dict[str, object]:
     """What the template shows, each part as plain values."""
     rounds = records.rounds()
-    resumed = [e["round"] for e in records.events if e.get("event") == "resume" and "round" in e]
-    charts = charts_of(rounds, [at for at in resumed if isinstance(at, int)])
+    breaks = [e.get("round") for e in records.events if e.get("event") in BREAKS]
+    charts = charts_of(rounds, [at for at in breaks if isinstance(at, int)])
     names = records.class_names
     return {
         "title": records.path.resolve().name,

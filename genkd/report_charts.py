@@ -42,7 +42,7 @@ class Chart:
         end: Where it ends, x and y.
         y_ticks: y and label of each line of the grid.
         x_ticks: x and label below.
-        marks: x of each place where the run was resumed.
+        marks: x of each place where the run was resumed or the student started anew.
         logarithmic: Whether the vertical scale is.
         missing: How many values were not finite, or not there, once the curve had begun.
     """
@@ -60,13 +60,13 @@ class Chart:
 
 
 def charts_of(
-    events: Sequence[Mapping[str, Any]], resumed_at: Sequence[float] = ()
+    events: Sequence[Mapping[str, Any]], marked_at: Sequence[float] = ()
 ) -> dict[str, list[Chart]]:
     """A chart for every number that the events of the rounds tell, by group.
 
     Args:
         events: The rounds, in order: `{"round": 0, "losses": {"kd": 0.3}}`.
-        resumed_at: The rounds with which the run was resumed.
+        marked_at: The rounds with which the run was resumed or the student started anew.
 
     Returns:
         Charts by group ("losses"), in the order in which their names first appear. Numbers
@@ -84,7 +84,7 @@ def charts_of(
                     _curve(curves, group, name).append((at, _finite(number)))
     span = (min(rounds), max(rounds)) if rounds else (0.0, 0.0)
     drawn = {
-        group: [c for n, points in named.items() if (c := _chart(n, points, span, resumed_at))]
+        group: [c for n, points in named.items() if (c := _chart(n, points, span, marked_at))]
         for group, named in curves.items()
     }
     return {group: charts for group, charts in drawn.items() if charts}
@@ -116,7 +116,7 @@ def _chart(
     name: str,
     points: Sequence[Reading],
     span: tuple[float, float],
-    resumed_at: Sequence[float],
+    marked_at: Sequence[float],
 ) -> Chart | None:
     values = [value for _, value in points if value is not None]
     if not values:
@@ -145,7 +145,7 @@ def _chart(
         end=end,
         y_ticks=tuple((y_of(tick), f"{tick:.6g}") for tick in ticks),
         x_ticks=tuple((x_of(at), f"{at:.0f}") for at in dict.fromkeys(span)),
-        marks=tuple(x_of(at) for at in resumed_at if span[0] < at <= span[1]),
+        marks=tuple(x_of(at) for at in marked_at if span[0] < at <= span[1]),
         logarithmic=logarithmic,
         missing=len(points) - len(values),
     )

@@ -107,7 +107,7 @@ class RunDirectory:
         """Append one line to `events.jsonl`, and its numbers to TensorBoard.
 
         Args:
-            name: What happened: start, round, warning, resume, end.
+            name: What happened: start, round, student_alone, warning, resume, end.
             **values: JSON values, and mappings of them. NaN and infinity are written as null.
                 Numbers go to TensorBoard at the step `round`, under names such as `losses/kd`.
 

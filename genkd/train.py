@@ -54,7 +54,7 @@ class Progress:
 
     Attributes:
         fraction: Share of the budget that is spent, 0..1.
-        phase: What was done last, in a word.
+        phase: What is going on, in a word or two.
         round: Rounds done.
         seconds: Wall time spent, earlier stretches of a resumed run included.
         eta_seconds: Wall time still needed; None before it can be told.
@@ -238,7 +238,7 @@ def train_student(
             _round(training, teacher, student, recipe, progress, run)
             if on_progress is not None:
                 try:
-                    on_progress(_progress(training, budget))
+                    on_progress(_progress(training, recipe, budget))
                 except BaseException:
                     _save(training, run)
                     raise
@@ -316,6 +316,7 @@ def _round(
     if not making and not training.student_alone:
         training.learner.start_anew()
         training.student_alone = True
+        run.event("student_alone", round=training.round)
     if len(training.bank) > 0:
         done = stage_progress(progress, recipe.synthesis_share)
         figures, rate = _in_memory(
@@ -411,10 +412,12 @@ def _warn(run: RunDirectory, round_number: int, message: str) -> None:
     LOG.warning(message)
 
 
-def _progress(training: _Training, budget: Budget) -> Progress:
+def _progress(training: _Training, recipe: Recipe, budget: Budget) -> Progress:
     fraction = training.spent(budget)
     remaining = training.seconds * (1 - fraction) / fraction if fraction > 0.01 else None
     shown = ("agreement", "acceptance", "distillation", "energy_gap")
     figures = {name: training.figures[name] for name in shown if name in training.figures}
     figures["images"] = float(training.bank.added)
-    return Progress(fraction, "distilling", training.round, training.seconds, remaining, figures)
+    making = recipe.synthesis_share < 1 and not training.student_alone
+    phase = "making images" if making else "distilling"
+    return Progress(fraction, phase, training.round, training.seconds, remaining, figures)

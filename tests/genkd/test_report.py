@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from genkd.errors import InputFileRefused, UsageError
-from genkd.report import duration, figure, size, write_report
+from genkd.report import duration, figure, size, view_of, write_report
 from genkd.report_data import phase_seconds, read_records
 from genkd.report_evaluation import evaluation_view
 
@@ -61,6 +61,8 @@ def events_of(rounds: int) -> list[dict[str, Any]]:
         if n == rounds // 3:
             message = "memory ran out: the batch is now 128 images, it was 256"
             events.append({"event": "warning", "time": at, "round": n, "message": message})
+        if n == rounds // 4:
+            events.append({"event": "student_alone", "time": at, "round": n})
         if n == rounds // 2:
             events.append({"event": "resume", "time": at, "round": n, "checkpoint_round": n - 1})
         events.append(
@@ -288,6 +290,15 @@ def page(whole: Path) -> Page:
     return page_of(whole)
 
 
+def test_curves_are_marked_where_the_student_started_anew_and_the_run_was_resumed(
+    whole: Path,
+) -> None:
+    groups = view_of(read_records(whole))["groups"]
+    assert isinstance(groups, list)
+    for _, charts in groups:
+        assert [len(chart.marks) for chart in charts] == [2] * len(charts)
+
+
 def test_every_loss_and_health_figure_has_its_curve(page: Page) -> None:
     round_event = next(event for event in events_of(3) if event["event"] == "round")
     drawn = {svg["aria-label"].split(":")[0] for svg in page.all("svg") if "aria-label" in svg}
@@ -316,6 +327,7 @@ def test_every_loss_and_health_figure_has_its_curve(page: Page) -> None:
         "synthesis 4 min 06 s 41.0 %",
         "memory ran out: the batch is now 128 images, it was 256",
         "resumed at round 20",
+        "where the student started anew on the finished images",
         "torch 2.14.1",
         "langevin_steps 40",
         "cores 2",

@@ -12,9 +12,9 @@ from genkd.report_charts import BOTTOM, LEFT, RIGHT, TOP, Chart, charts_of
 MIDDLE = ((LEFT + RIGHT) / 2, (TOP + BOTTOM) / 2)
 
 
-def chart_of(*values: float | None, resumed_at: tuple[float, ...] = ()) -> Chart:
+def chart_of(*values: float | None, marked_at: tuple[float, ...] = ()) -> Chart:
     events = [{"round": n, "losses": {"kd": value}} for n, value in enumerate(values)]
-    (chart,) = charts_of(events, resumed_at)["losses"]
+    (chart,) = charts_of(events, marked_at)["losses"]
     return chart
 
 
@@ -109,7 +109,7 @@ def test_one_round_is_a_dot_in_the_middle() -> None:
 
 
 def test_resumed_rounds_are_marked_where_they_are() -> None:
-    chart = chart_of(0.0, 1.0, 2.0, resumed_at=(1, 99))
+    chart = chart_of(0.0, 1.0, 2.0, marked_at=(1, 99))
     assert chart.marks == ((LEFT + RIGHT) / 2,)
 
 

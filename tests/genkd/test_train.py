@@ -132,13 +132,15 @@ def test_after_its_share_of_the_budget_no_image_is_made(
     teacher: Teacher, run: RunDirectory
 ) -> None:
     added: list[float] = []
+    phases: list[str] = []
     trained, _ = train(
         teacher,
         run,
         f"{2 * PASSES + 3 * 2 * 16} passes",  # two rounds of both, then the student's alone
         synthesis_share=0.6,
-        on_progress=lambda p: added.append(p.figures["images"]),
+        on_progress=lambda p: (added.append(p.figures["images"]), phases.append(p.phase)),
     )
+    assert phases == ["making images"] * 2 + ["distilling"] * 3
     assert trained.rounds == 5
     assert trained.samples == added[1] == added[-1] > added[0]
     rounds = events(run, "round")
@@ -216,6 +218,7 @@ def test_the_student_starts_anew_once_when_it_is_alone(
     train(load_teacher(tiny_teacher), run, budget, synthesis_share=share)
     made = sum("label" in event["losses"] for event in events(run, "round"))
     assert rounds_done == [made] * starts
+    assert [event["round"] for event in events(run, "student_alone")] == [made] * starts
 
 
 def test_a_budget_in_samples_is_spent_by_making_them(teacher: Teacher, run: RunDirectory) -> None:
