@@ -22,7 +22,7 @@ from genkd.bank import SynthesisBank
 from genkd.cost import is_out_of_memory, memory_in_use_bytes
 from genkd.device import Device
 from genkd.ensemble import Ensemble
-from genkd.errors import ConfigurationError, ResourceExhausted
+from genkd.errors import ConfigurationError, InputFileRefused, ResourceExhausted
 from genkd.generative_model import GenerativeModel
 from genkd.methods import make_synthesisers
 from genkd.recipe import Budget, Recipe
@@ -174,6 +174,11 @@ class _Training:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if state.keys() != self.state_dict().keys():
+            raise InputFileRefused(
+                "the checkpoint is of another version of genkd-node",
+                hint="resume with that version, or start anew with --fresh",
+            )
         self.random.set_state(state["random"])
         for one, kept in zip(self.synthesisers, state["synthesisers"], strict=True):
             one.load_state_dict(kept)
@@ -218,6 +223,7 @@ def train_student(
         prior: A public generative model, for the method that draws on one.
 
     Raises:
+        InputFileRefused: If the checkpoint is broken, or of another version.
         ConfigurationError: If a loss is no longer a number, the teacher confirms no image, or the
             recipe's method cannot work with it.
         ResourceExhausted: If memory runs out even with the smallest batch, or the disk is full.

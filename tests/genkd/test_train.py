@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from genkd import train as train_module
 from genkd.card import ModelSpec
 from genkd.device import Device
-from genkd.errors import ConfigurationError, ResourceExhausted
+from genkd.errors import ConfigurationError, InputFileRefused, ResourceExhausted
 from genkd.models import build_model
 from genkd.recipe import Budget, Recipe
 from genkd.run_directory import RunDirectory
@@ -356,6 +356,16 @@ def test_a_run_stopped_after_every_round_gives_the_student_of_one_that_was_not(
         resumed = [event["round"] for event in events(run, "resume")]
         assert resumed == list(range(1, whole.rounds))
         assert len(events(run, "start")) == 1
+
+
+def test_a_checkpoint_of_another_version_is_refused(teacher: Teacher, run: RunDirectory) -> None:
+    train(teacher, run, f"{2 * PASSES} passes")
+    state = run.load_checkpoint()
+    assert state is not None
+    del state["student_alone"]
+    run.save_checkpoint(state)
+    with pytest.raises(InputFileRefused, match="of another version"):
+        train(teacher, run, f"{3 * PASSES} passes")
 
 
 def test_a_finished_run_is_not_trained_further(teacher: Teacher, run: RunDirectory) -> None:
