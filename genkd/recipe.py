@@ -119,9 +119,9 @@ class Recipe:
             are made, as a share of a side; they are mirrored, too. 0: shown as they are.
         warm_up: Share of the time in which images are made that passes without the adversarial
             term and the policy gradient.
-        synthesis_share: Share of the budget during which images are made; then the student starts
-            anew and learns from the bank alone. Its rate rises and falls once in each of the two
-            stages. A budget in samples is spent by making images: there it is 1.
+        synthesis_share: Share of the budget during which images are made; then the student learns
+            from the bank alone. Its rate rises and falls once in each of the two stages. A budget
+            in samples is spent by making images: there it is 1.
         energy: Whether latents come from the latent EBM (else from N(0, I)); of genkd-pixel,
             whether its head learns (else it is zero).
         energy_rate: Learning rate of its Adam.
@@ -151,6 +151,7 @@ class Recipe:
         affine: Strength of the random affine maps, 0..1.
         texture: Strength of the random textures, 0..1.
         mixed_share: Share of its images blended with another, 0..1.
+        settling_affine: Strength of the maps of the images that BatchNorm settles on at the end.
     """
 
     method: Method = "genkd"
@@ -171,7 +172,7 @@ class Recipe:
     smoothness_weight: float = 0.0
     synthesis_shift: float = 0.125
     warm_up: float = 0.15
-    synthesis_share: float = 0.2
+    synthesis_share: float = 0.4
     energy: bool = True
     energy_rate: float = 1e-3
     energy_steps: int = 2
@@ -194,6 +195,7 @@ class Recipe:
     affine: float = 0.25
     texture: float = 1.0
     mixed_share: float = 0.25
+    settling_affine: float = 0.25
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
@@ -282,6 +284,7 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "affine": (0, 1),
     "texture": (0, 1),
     "mixed_share": (0, 1),
+    "settling_affine": (0, 1),
 }
 WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -314,7 +317,13 @@ STANDARD = Recipe()
 # Moved and blended more, no textures, images made to the end and shown as they are: what merges and
 # students that go on were measured with.
 _FEW = dataclasses.replace(
-    STANDARD, synthesis_shift=0.0, synthesis_share=1.0, affine=1.0, texture=0.0, mixed_share=0.5
+    STANDARD,
+    synthesis_shift=0.0,
+    synthesis_share=1.0,
+    affine=1.0,
+    texture=0.0,
+    mixed_share=0.5,
+    settling_affine=0.0,
 )
 PRESETS: Mapping[str, Recipe] = {
     # To see that everything works, and what it looks like.

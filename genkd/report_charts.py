@@ -42,7 +42,7 @@ class Chart:
         end: Where it ends, x and y.
         y_ticks: y and label of each line of the grid.
         x_ticks: x and label below.
-        marks: x of each place where the run was resumed or the student started anew.
+        marks: x of each place where the run was resumed, or the student went on alone.
         logarithmic: Whether the vertical scale is.
         missing: How many values were not finite, or not there, once the curve had begun.
     """
@@ -66,7 +66,7 @@ def charts_of(
 
     Args:
         events: The rounds, in order: `{"round": 0, "losses": {"kd": 0.3}}`.
-        marked_at: The rounds with which the run was resumed or the student started anew.
+        marked_at: The rounds with which the run was resumed, or the student went on alone.
 
     Returns:
         Charts by group ("losses"), in the order in which their names first appear. Numbers

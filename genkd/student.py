@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genkd.augmentation import augment
+from genkd.augmentation import augment, random_affine
 from genkd.bank import SynthesisBank
 from genkd.card import InputCard
 from genkd.device import Device
@@ -61,7 +61,8 @@ class StudentLearner:
 
     Args:
         student: On the device, in channels-last memory; maps images in [0, 1] to logits.
-        recipe: Its `student_*` keys, `temperature`, `affine`, `texture`, `mixed_share`.
+        recipe: Its `student_*` keys, `temperature`, `affine`, `texture`, `mixed_share`,
+            `settling_affine`.
         device: Where.
         generator: Source of everything random here, on the device.
     """
@@ -78,8 +79,6 @@ class StudentLearner:
             weight_decay=recipe.student_decay,
         )
         self.batch = recipe.student_batch
-        # As it was handed over, so that a resumed run starts anew from the same weights.
-        self._initial = {name: value.clone() for name, value in student.state_dict().items()}
 
     def learn(
         self, teacher: Teacher | Ensemble, bank: SynthesisBank, progress: float
@@ -104,21 +103,14 @@ class StudentLearner:
         self.student.eval()
         return figures, rate
 
-    def start_anew(self) -> None:
-        """Give the student its first weights back, and forget the optimiser's momentum.
-
-        A network that goes on from what it learnt of few images stays worse on new ones than one
-        that meets them all from the start (Ash and Adams 2020, arXiv:1910.08475).
-        """
-        self.student.load_state_dict(self._initial)
-        self.optimizer.state.clear()
-
     @torch.no_grad()
     def settle(self, bank: SynthesisBank) -> None:
-        """Let BatchNorm remember stored images as they are; call it once, after the last step.
+        """Let BatchNorm remember stored images, moved a little; call it once, after the last step.
 
-        While learning it saw them moved and blended. Its statistics are what a merge later draws
-        images out of the student by, and what it judges real images by.
+        While learning it saw them textured and blended as well. Stored images that are not moved
+        carry what the generator wrote between pixels, which real images have not: settled on
+        those, a student agrees with its teacher on 1 % fewer of them. The statistics are also what
+        a merge later draws images out of the student by, and what it judges real images by.
         """
         norms = [
             module
@@ -133,6 +125,8 @@ class StudentLearner:
         self.student.train()
         for _ in range(SETTLING_BATCHES if norms else 0):
             images, _ = bank.draw(self.batch, self.random)
+            if self.recipe.settling_affine > 0:
+                images = random_affine(images, self.recipe.settling_affine, self.random)
             with self.device.autocast():
                 self.student(images.contiguous(memory_format=torch.channels_last))
         self.student.eval()

@@ -280,8 +280,8 @@ def train_student(
 def stage_progress(progress: float, share: float) -> float:
     """How much of its stage is done, 0..1: of that in which images are made, then of the rest.
 
-    The student starts anew in the second, and its rate falls to its end in each. What it still gets
-    wrong then says what to make; a student at a high rate gets wrong what it has just forgotten.
+    The student's rate falls to its end in each. What it still gets wrong then says what to make; a
+    student at a high rate gets wrong what it has only just forgotten.
 
     Args:
         progress: Share of the budget that is spent, 0..1.
@@ -320,7 +320,6 @@ def _round(
     figures: dict[str, Tensor] = {}
     rate = 0.0
     if not making and not training.student_alone:
-        training.learner.start_anew()
         training.student_alone = True
         run.event("student_alone", round=training.round)
     if len(training.bank) > 0:

@@ -290,7 +290,7 @@ def page(whole: Path) -> Page:
     return page_of(whole)
 
 
-def test_curves_are_marked_where_the_student_started_anew_and_the_run_was_resumed(
+def test_curves_are_marked_where_the_student_went_on_alone_and_the_run_was_resumed(
     whole: Path,
 ) -> None:
     groups = view_of(read_records(whole))["groups"]
@@ -327,7 +327,7 @@ def test_every_loss_and_health_figure_has_its_curve(page: Page) -> None:
         "synthesis 4 min 06 s 41.0 %",
         "memory ran out: the batch is now 128 images, it was 256",
         "resumed at round 20",
-        "where the student started anew on the finished images",
+        "where the images were made and the student went on alone",
         "torch 2.14.1",
         "langevin_steps 40",
         "cores 2",

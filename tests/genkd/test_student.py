@@ -140,21 +140,6 @@ def test_steps_batches_and_figures_are_what_the_recipe_says(tiny_teacher: Path) 
     assert not any(value.requires_grad for value in figures.values())
 
 
-def test_a_student_that_starts_anew_learns_what_a_new_one_does(tiny_teacher: Path) -> None:
-    teacher, bank = load_teacher(tiny_teacher), bank_of("cpu")
-    used, new = learner_of(), learner_of()
-    first = weights(used)
-    used.learn(teacher, bank, 0.1)
-    assert not torch.equal(weights(used), first)
-    used.start_anew()
-    assert torch.equal(weights(used), first)
-    used.random.manual_seed(1)
-    new.random.manual_seed(1)
-    used.learn(teacher, bank, 0.1)
-    new.learn(teacher, bank, 0.1)
-    assert torch.equal(weights(used), weights(new))  # no momentum was left
-
-
 def test_one_sgd_step_by_hand() -> None:
     """A linear student of one pixel, whose step can be computed with a pencil."""
 
