@@ -205,13 +205,21 @@ def test_a_checkpoint_continues_bit_for_bit(tiny_teacher: Path) -> None:
     assert torch.equal(weights(first), weights(second))
 
 
-def test_batchnorm_settles_on_images_as_they_are_stored() -> None:
-    learner, bank = learner_of(), bank_of("cpu")
+@pytest.mark.parametrize(("affine", "as_stored"), [(0.0, True), (0.25, False)])
+def test_batchnorm_settles_on_stored_images_moved_as_much_as_the_recipe_says(
+    affine: float, as_stored: bool
+) -> None:
+    learner, bank = learner_of(affine=1.0, settling_affine=affine), bank_of("cpu")
+    shown: list[Tensor] = []
+    learner.student.register_forward_pre_hook(lambda _, given: shown.append(given[0]))
     weights_before = {k: v.clone() for k, v in learner.student.named_parameters()}
     norm = next(m for m in learner.student.modules() if isinstance(m, nn.BatchNorm2d))
     momentum, inputs = norm.momentum, list[Tensor]()
     norm.register_forward_pre_hook(lambda _, given: inputs.append(given[0].detach().clone()))
     learner.settle(bank)
+    stored = {image.numpy().tobytes() for image in bank.samples(48, 2)[0]}
+    found = [quantise(image).numpy().tobytes() in stored for image in torch.cat(shown)]
+    assert all(found) if as_stored else sum(found) < len(found) / 10
     assert norm.momentum == momentum
     assert not learner.student.training
     assert norm.running_mean is not None
