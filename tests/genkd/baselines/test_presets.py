@@ -15,7 +15,7 @@ from genkd.recipe import PRESETS, Method, Recipe, find_recipe
 SHARED = {
     *("method", "budget", "synthesis_share", "batch", "bank_images"),
     *("student_steps", "student_batch", "student_rate", "student_decay"),
-    *("temperature", "affine", "texture", "mixed_share"),
+    *("temperature", "affine", "texture", "mixed_share", "settling_affine"),
 }
 FIELDS = {field.name for field in dataclasses.fields(Recipe)}
 
