@@ -180,7 +180,7 @@ class Recipe:
     langevin_step_size: float = 0.4
     positive_temperature: float = 0.2
     likelihood_weight: float = 1.0
-    policy_gradient: PolicyGradient = "stationary"
+    policy_gradient: PolicyGradient = "none"
     policy_segments: int = 1
     policy_placebo: bool = False
     policy_weight: float = 0.3
@@ -225,10 +225,11 @@ class Recipe:
                 f"langevin_steps = {self.langevin_steps}",
                 hint="chains are cut into equal parts: use a divisor",
             )
-        if self.policy_placebo and self.policy_gradient == "pathwise":
+        if self.policy_placebo and self.policy_gradient in ("none", "pathwise"):
             raise ConfigurationError(
-                "recipe key policy_placebo permutes rewards, which pathwise has none of",
-                hint="use another policy_gradient with it",
+                "recipe key policy_placebo permutes rewards, which "
+                f"policy_gradient={self.policy_gradient} has none of",
+                hint="use another policy_gradient with it, for example stationary",
             )
         if self.energy and self.rejection_candidates:
             raise ConfigurationError(
@@ -324,6 +325,7 @@ _FEW = dataclasses.replace(
     texture=0.0,
     mixed_share=0.5,
     settling_affine=0.0,
+    policy_gradient="stationary",
 )
 PRESETS: Mapping[str, Recipe] = {
     # To see that everything works, and what it looks like.

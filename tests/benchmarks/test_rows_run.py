@@ -12,7 +12,7 @@ from trials import overrides_of
 from genkd.distillation import distill
 
 # What must show in the figures of a row: that its switch is connected.
-LEARNS_POLICY = ("3 PG ", "4 MLE", "5 MLE", "6 gre", "7 pla", "8 pat", "10 la")
+LEARNS_POLICY = ("3 PG ", "4 MLE", "5 MLE", "6 gre", "7 pla", "8 pat")
 LEARNS_NO_ENERGY = ("0 noi", "1 no ", "9 rej")
 
 

@@ -43,6 +43,7 @@ RECIPE = {
     "label_loss_weight": "20",
     "latent_dim": "8",
     "langevin_steps": "3",
+    "policy_gradient": "stationary",
     "student_steps": "2",
     "student_batch": "16",
     "student_rate": "0.01",

@@ -28,6 +28,7 @@ RECIPE = Recipe(
     batch=BATCH,
     latent_dim=DIMENSIONS,
     langevin_steps=5,
+    policy_gradient="stationary",
     energy_rate=3e-3,
     policy_weight=1.0,
     effective_share=0.0,

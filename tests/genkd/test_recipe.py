@@ -103,7 +103,6 @@ def test_every_key_can_be_given_as_text(key: str) -> None:
         ("energy", "Yes", True),
         ("energy", "0", False),
         ("policy_gradient", "chain", "chain"),
-        ("policy_placebo", "yes", True),
         ("policy_segments", "4", 4),
         ("generator_rounds", "0", 0),
         ("budget", "90s", "90s"),
@@ -158,8 +157,9 @@ def test_an_override_that_does_not_fit_is_refused(
         {"policy_segments": 3, "langevin_steps": 20},
         {"rejection_candidates": 4},
         {"policy_placebo": True, "policy_gradient": "pathwise"},
+        {"policy_placebo": True},
     ],
-    ids=["unequal segments", "rejection beside the EBM", "placebo of no rewards"],
+    ids=["unequal segments", "rejection", "placebo of a gradient", "placebo of nothing"],
 )
 def test_keys_that_contradict_one_another_are_refused(keys: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=f"recipe key {next(iter(keys))}"):

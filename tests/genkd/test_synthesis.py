@@ -35,6 +35,7 @@ RECIPE = Recipe(
     generator_rounds=0,
     latent_dim=8,
     langevin_steps=3,
+    policy_gradient="stationary",
     effective_share=0.0,
     # Weights by which so small a network as the tiny teacher is followed in a few steps.
     statistics_weight=3.0,

@@ -36,6 +36,7 @@ RECIPE = Recipe(
     label_loss_weight=20.0,  # the teacher confirms most images from the first round on
     latent_dim=8,
     langevin_steps=3,
+    policy_gradient="stationary",
     student_steps=2,
     student_batch=16,
     student_rate=0.01,
