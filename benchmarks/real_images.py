@@ -126,12 +126,14 @@ def train(
     }
 
 
-def new_student(teacher: Teacher, architecture: str, seed: int) -> tuple[nn.Module, ModelCard]:
+def new_student(
+    teacher: Teacher, architecture: str, seed: int, description: str
+) -> tuple[nn.Module, ModelCard]:
     """A student of fresh weights, and its card: it sees what the teacher sees."""
     seen = teacher.card
     spec = ModelSpec(architecture, seen.spec.num_classes, seen.spec.in_channels)
     network = build_model(spec, generator=torch.Generator().manual_seed(seed))
-    return network, ModelCard(spec, seen.input, seen.class_names, "trained on stored images")
+    return network, ModelCard(spec, seen.input, seen.class_names, description)
 
 
 def main() -> None:
@@ -144,7 +146,8 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()
     teacher = load_teacher(arguments.teacher)
-    network, card = new_student(teacher, arguments.student, arguments.seed)
+    made = f"{arguments.kind} on real images"
+    network, card = new_student(teacher, arguments.student, arguments.seed, made)
     data = training_images(arguments.images, teacher.card)
     budget, device = Budget.parse(arguments.budget), choose_device("auto", "auto")
     result = train(arguments.kind, teacher, network, data, budget, device, arguments.seed)

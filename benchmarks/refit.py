@@ -64,7 +64,7 @@ def refit(
     seed: int,
 ) -> Evaluation:
     """A new student of `bank`, measured on `data`."""
-    network, card = new_student(teacher, student, seed)
+    network, card = new_student(teacher, student, seed, "of a finished bank")
     train("distilled", teacher, network, bank, budget, choose_device("auto", "auto"), seed)
     return evaluate(NormalisedStudent(network.cpu(), card.input), data, card, teacher=teacher.cpu())
 

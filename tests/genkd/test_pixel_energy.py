@@ -30,7 +30,7 @@ class Slope(nn.Module):
 
 
 def learner(a: float, **keys: object) -> HeadLearner:
-    recipe = Recipe(batch=4, **keys)  # type: ignore[arg-type]
+    recipe = Recipe(**{"batch": 4, "policy_gradient": "stationary", **keys})  # type: ignore[arg-type]
     random = torch.Generator().manual_seed(0)
     made = HeadLearner(1, 2, recipe, torch.device("cpu"), random)
     made.head = Slope(a)  # type: ignore[assignment]
