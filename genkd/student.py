@@ -107,10 +107,10 @@ class StudentLearner:
     def settle(self, bank: SynthesisBank) -> None:
         """Let BatchNorm remember stored images, moved a little; call it once, after the last step.
 
-        While learning it saw them textured and blended as well. Stored images that are not moved
-        carry what the generator wrote between pixels, which real images have not: settled on
-        those, a student agrees with its teacher on 1 % fewer of them. The statistics are also what
-        a merge later draws images out of the student by, and what it judges real images by.
+        While learning it saw them textured and blended as well. Settled on stored images as they
+        are, a student agrees with its teacher on about 1 % fewer real ones (docs/study.md). The
+        statistics are also what a merge later draws images out of the student by, and what it
+        judges real images by.
         """
         norms = [
             module
