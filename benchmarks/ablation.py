@@ -113,7 +113,7 @@ def main() -> None:
     ]
     rows = run_all(trials, arguments.out, arguments.data, arguments.teachers)
     (arguments.out / "ablation.json").write_text(json.dumps(rows, indent=2))
-    text = summary(rows, "4 MLE, PG stationary") + claims(rows)
+    text = summary(rows, "2 MLE") + claims(rows)
     (arguments.out / "ablation.md").write_text(text)
     print(text)
 
