@@ -8,8 +8,11 @@ zskt  Micaelli and Storkey 2019, "Zero-shot knowledge transfer via adversarial b
       (arXiv:1905.09768), equation 1: D is KL(T || S). Their attention transfer is left out: the
       student's loop is the same for all methods.
 
-Neither needs BatchNorm, or anything of the teacher but its logits and gradients. The student learns
-by the shared loss on the shared bank, where the papers have it learn by D from fresh images only.
+Neither needs BatchNorm, or anything of the teacher but its logits and gradients. The generator's
+pixels are standardised, as in the code of both (https://github.com/, network/gan.py of
+VainF/Data-Free-Adversarial-Distillation and models/generator.py of polo5/ZeroShotKnowledgeTransfer,
+where it is called optional). The student learns by the shared loss on the shared bank, where the
+papers have it learn by D from fresh images only.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ from genkd.losses import divergence
 
 class Dfad(GeneratorBaseline):
     """The generator maximises the absolute difference of logits."""
+
+    standardises = True
 
     def _losses(self, images: Tensor, student: nn.Module, steer: bool) -> tuple[Tensor, Losses]:
         logits = self.ask(self.teacher, images)

@@ -10,8 +10,9 @@ no batch statistics, so BatchNorm is not needed.
 
 As in the authors' code (https://github.com/huawei-noah/Efficient-Computing, DAFL-train.py) |f_T|
 is the mean over features where the paper writes the norm, and H has no 1 / K; its logarithms are
-decimal there, so that its weight of 5 is 5 / ln 10 in nats. How we differ: the generator does not
-also lower the student's distillation loss, as it does in their code.
+decimal there, so that its weight of 5 is 5 / ln 10 in nats; and the generator's pixels are
+standardised. How we differ: the generator does not also lower the student's distillation loss, as
+it does in their code.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ ENTROPY = 5.0 / math.log(10)  # beta
 
 class Dafl(GeneratorBaseline):
     """One generator, no labels, no student."""
+
+    standardises = True
 
     def __init__(
         self, teacher: Teacher, recipe: Recipe, device: Device, generator: torch.Generator
