@@ -11,8 +11,7 @@ no batch statistics, so BatchNorm is not needed.
 As in the authors' code (https://github.com/huawei-noah/Efficient-Computing, DAFL-train.py) |f_T|
 is the mean over features where the paper writes the norm, and H has no 1 / K; its logarithms are
 decimal there, so that its weight of 5 is 5 / ln 10 in nats; and the generator's pixels are
-standardised. How we differ: the generator does not also lower the student's distillation loss, as
-it does in their code.
+standardised. How we differ: its Adam has DCGAN's momentum, like that of all generators here.
 """
 
 from __future__ import annotations
