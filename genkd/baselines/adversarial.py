@@ -11,8 +11,8 @@ zskt  Micaelli and Storkey 2019, "Zero-shot knowledge transfer via adversarial b
 Neither needs BatchNorm, or anything of the teacher but its logits and gradients. The generator's
 pixels are standardised, as in the code of both (https://github.com/, network/gan.py of
 VainF/Data-Free-Adversarial-Distillation and models/generator.py of polo5/ZeroShotKnowledgeTransfer,
-where it is called optional). The student learns by the shared loss from a bank of the last eight batches,
-where the papers have it learn by D from fresh images only.
+where it is called optional). The student learns by the shared loss from a bank of the last eight
+batches, where the papers have it learn by D from fresh images only.
 """
 
 from __future__ import annotations

@@ -59,8 +59,8 @@ SYNTHESIS_KEYS = frozenset(OFF) | PRIOR_KEYS | GENERATOR_KEYS
 # many images, where GenKD takes many on few, and all of them make images to the end.
 PACE: Mapping[str, Value] = {"batch": 256, "student_steps": 12, "synthesis_share": 1.0}
 
-# Of a bank for methods whose students learn from fresh images only: what 12 steps of 128 draw, and a
-# few more. From a large one the student would meet what was made against it long afterwards.
+# Of a bank for methods whose students learn from fresh images only: what 12 steps of 128 draw, and
+# a few more. From a large one a student would meet what was made against it long afterwards.
 FRESH = 2048
 
 # 12 generator steps beside 12 steps of the student: one each in turn. All generators have the shape
