@@ -92,14 +92,17 @@ def _line(name: str, placed: Sequence[tuple[Point, object]], index: int) -> list
 
 
 def _round_numbers(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten between the two, which are given themselves if there are few.
+    """1, 2 and 5 times powers of ten between the two; of many decades the powers only.
 
-    Of many decades the powers only, so that they stay apart.
+    A span that holds hardly any of them has even steps.
     """
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     steps = (1, 2, 5) if len(powers) <= 4 else (1,)
     found = [n * 10.0**power for power in powers for n in steps if low <= n * 10.0**power <= high]
-    return found if len(found) > 1 else [low, high]
+    if len(found) > 1:
+        return found
+    step = _step(low, high)
+    return [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def _step(low: float, high: float) -> float:
