@@ -8,11 +8,10 @@ zskt  Micaelli and Storkey 2019, "Zero-shot knowledge transfer via adversarial b
       (arXiv:1905.09768), equation 1: D is KL(T || S). Their attention transfer is left out: the
       student's loop is the same for all methods.
 
-Neither needs BatchNorm, or anything of the teacher but its logits and gradients. The generator's
-pixels are standardised, as in the code of both (https://github.com/, network/gan.py of
-VainF/Data-Free-Adversarial-Distillation and models/generator.py of polo5/ZeroShotKnowledgeTransfer,
-where it is called optional). The student learns by the shared loss from a bank of the last eight
-batches, where the papers have it learn by D from fresh images only.
+Neither needs BatchNorm, or anything of the teacher but its logits and gradients. How we differ: the
+student learns by the shared loss on the shared bank, where the papers have it learn by D from fresh
+images only; and both authors' generators end in a BatchNorm without scale and shift, ours in a
+sigmoid (docs/study.md, "Against the field", says what that is worth).
 """
 
 from __future__ import annotations
@@ -25,8 +24,6 @@ from genkd.losses import divergence
 
 class Dfad(GeneratorBaseline):
     """The generator maximises the absolute difference of logits."""
-
-    standardises = True
 
     def _losses(self, images: Tensor, student: nn.Module, steer: bool) -> tuple[Tensor, Losses]:
         logits = self.ask(self.teacher, images)

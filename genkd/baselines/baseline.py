@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from genkd.augmentation import random_shift
 from genkd.bank import as_images, quantise
@@ -181,13 +180,7 @@ class Baseline(SynthesisMethod):
 
 
 class GeneratorBaseline(Baseline):
-    """One generator for the whole run: `generator_steps` Adam steps a round, on fresh noise.
-
-    Attributes:
-        standardises: Whether the pixels it draws are `standardised`, as some authors do.
-    """
-
-    standardises = False
+    """One generator for the whole run: `generator_steps` Adam steps a round, on fresh noise."""
 
     def __init__(
         self, teacher: Teacher, recipe: Recipe, device: Device, generator: torch.Generator
@@ -209,34 +202,12 @@ class GeneratorBaseline(Baseline):
         losses: Losses = {}
         self.network.train()
         for _ in range(self.recipe.generator_steps):
-            images = self._fresh()
+            images = self._draw(self.network, self._noise(self.batch, self.recipe.latent_dim))
             objective, losses = self._losses(images, student, steer)
             self.optimizer.zero_grad(set_to_none=True)
             objective.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             losses = {**losses, "objective": objective}
         with torch.no_grad():
-            return self._fresh().clamp(0, 1), losses
-
-    def _fresh(self) -> Tensor:
-        """Images (B, C, H, W) of new noise, with a gradient."""
-        images = self._draw(self.network, self._noise(self.batch, self.recipe.latent_dim))
-        return standardised(images, self.teacher) if self.standardises else images
-
-
-def standardised(images: Tensor, teacher: Teacher) -> Tensor:
-    """Images whose pixels have, over the batch, the mean and deviation of the teacher's card.
-
-    A last BatchNorm without scale and shift, whose output is the teacher's normalised input: so end
-    the generators of DAFL, DFAD and ZSKT in their authors' code. It is all that these methods know
-    of what real images look like.
-
-    Args:
-        images: float (B, C, H, W).
-        teacher: Its card's mean and deviation count.
-
-    Returns:
-        (B, C, H, W), float32; a few values are outside [0, 1]. With a gradient.
-    """
-    normalised = functional.batch_norm(images.float(), None, None, training=True)
-    return normalised * teacher.std + teacher.mean
+            fresh = self._draw(self.network, self._noise(self.batch, self.recipe.latent_dim))
+        return fresh, losses

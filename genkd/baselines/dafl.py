@@ -10,8 +10,9 @@ no batch statistics, so BatchNorm is not needed.
 
 As in the authors' code (https://github.com/huawei-noah/Efficient-Computing, DAFL-train.py) |f_T|
 is the mean over features where the paper writes the norm, and H has no 1 / K; its logarithms are
-decimal there, so that its weight of 5 is 5 / ln 10 in nats; and the generator's pixels are
-standardised. How we differ: its Adam has DCGAN's momentum, like that of all generators here.
+decimal there, so that its weight of 5 is 5 / ln 10 in nats. How we differ: their generator ends in
+tanh and a BatchNorm without scale and shift, ours in a sigmoid, as in the comparisons of later
+authors (docs/study.md, "Against the field", has both); its Adam has DCGAN's momentum.
 """
 
 from __future__ import annotations
@@ -35,8 +36,6 @@ ENTROPY = 5.0 / math.log(10)  # beta
 
 class Dafl(GeneratorBaseline):
     """One generator, no labels, no student."""
-
-    standardises = True
 
     def __init__(
         self, teacher: Teacher, recipe: Recipe, device: Device, generator: torch.Generator

@@ -59,10 +59,6 @@ SYNTHESIS_KEYS = frozenset(OFF) | PRIOR_KEYS | GENERATOR_KEYS
 # many images, where GenKD takes many on few, and all of them make images to the end.
 PACE: Mapping[str, Value] = {"batch": 256, "student_steps": 12, "synthesis_share": 1.0}
 
-# Of a bank for methods whose students learn from fresh images only: what 12 steps of 128 draw, and
-# a few more. From a large one a student would meet what was made against it long afterwards.
-FRESH = 2048
-
 # 12 generator steps beside 12 steps of the student: one each in turn. All generators have the shape
 # of github:huawei-noah/Efficient-Computing (DAFL) with 64 feature maps, as later authors took it.
 METHOD_PRESETS: Mapping[str, Mapping[str, Value]] = {
@@ -129,7 +125,6 @@ METHOD_PRESETS: Mapping[str, Mapping[str, Value]] = {
         "generator_steps": 2,
         "latent_dim": 256,
         "adversarial_weight": 1.0,
-        "bank_images": FRESH,
     },
     # github:polo5/ZeroShotKnowledgeTransfer, main.py; n_G = 1 and n_S = 10 are of the paper's
     # experiments, here 12.
@@ -139,7 +134,6 @@ METHOD_PRESETS: Mapping[str, Mapping[str, Value]] = {
         "generator_steps": 1,
         "latent_dim": 100,
         "adversarial_weight": 1.0,
-        "bank_images": FRESH,
     },
     # Its authors published no code that we know of. Rate and both weights are those that
     # github:zju-vipa/CMI, scripts/dfq, runs it with.

@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from genkd.baselines.adversarial import logit_distance
-from genkd.baselines.baseline import standardised
 from genkd.baselines.dafl import activation_loss
 from genkd.baselines.deepinversion import competition_loss, directional_variation
 from genkd.baselines.dfq import instance_entropy
@@ -98,37 +97,6 @@ def test_embeddings_are_normalised_over_classes() -> None:
     assert got[:, 0].tolist() == pytest.approx([-1, 1], abs=1e-4)
     assert got[:, 1].tolist() == [0, 0]
     assert normalise(torch.ones(1, 2)).tolist() == [[1, 1]]
-
-
-# -- the pixels of a generator ---------------------------------------------------------------------
-
-
-def test_standardised_pixels_have_the_mean_and_deviation_of_the_card() -> None:
-    card = ModelCard(ModelSpec("lenet5", 3, 2), InputCard(8, 8, 2, (0.5, 0.2), (0.25, 0.1)))
-    teacher = Teacher(build_model(card.spec), card, "0" * 64)
-    images = torch.tensor([[[[0.0, 2.0]], [[5.0, 5.0]]], [[[2.0, 0.0]], [[9.0, 1.0]]]])
-    got = standardised(images, teacher)
-    assert got[:, 0].flatten().tolist() == pytest.approx([0.25, 0.75, 0.75, 0.25], abs=1e-4)
-    root = 0.1 * math.sqrt(2)  # of 5, 5, 9, 1: mean 5, variance 8
-    assert got[:, 1].flatten().tolist() == pytest.approx(
-        [0.2, 0.2, 0.2 + root, 0.2 - root], abs=1e-4
-    )
-
-
-@pytest.mark.parametrize(
-    ("method", "wanted"),
-    [("dafl", True), ("dfad", True), ("zskt", True), ("dfq", False), ("fastdfkd", False)],
-)
-def test_whose_generator_standardises_its_pixels(
-    tiny_teacher: Path, method: str, wanted: bool
-) -> None:
-    teacher = load_teacher(tiny_teacher)
-    keys = {"method": method, "batch": "64", "generator_steps": "1", "generator_channels": "4"}
-    made = make_synthesiser(teacher, find_recipe("quick", keys), CPU, CPU.generator(0))
-    images = made.synthesise(teacher.network.requires_grad_(True).eval(), steer=True).images
-    deviation = float((images.float() / 255).std()) / float(teacher.std.mean())
-    # Bright and dark ends are cut off, so it is a little less than that of the card.
-    assert (deviation > 0.7) == wanted
 
 
 # -- noise -----------------------------------------------------------------------------------------
