@@ -17,6 +17,8 @@ from typing import NoReturn
 
 MAX_INTEGER = 2**53 - 1
 MAX_DEPTH = 32
+# Reading a number takes time by the square of its digits; none that is of use has as many.
+MAX_DIGITS = 32
 # Strings, whose brackets do not count, and what lies between brackets.
 NO_BRACKETS = re.compile(r'(?:[^\[\]{}"]++|"(?:[^"\\]++|\\.)*+"|")++', re.DOTALL)
 DEPTH_STEP = {"[": 1, "{": 1, "]": -1, "}": -1}
@@ -62,7 +64,7 @@ def parse_json(data: bytes | str, *, allow_floats: bool = False) -> object:
     Args:
         data: The text, UTF-8 if bytes. The caller bounds its length.
         allow_floats: Whether numbers with a fraction or an exponent are read; if not, they are
-            refused. NaN and Infinity are always refused.
+            refused. NaN, Infinity and integers of more than `MAX_DIGITS` digits always are.
 
     Raises:
         ValueError: If it is not such JSON, in one short line.
@@ -74,6 +76,7 @@ def parse_json(data: bytes | str, *, allow_floats: bool = False) -> object:
             text,
             object_pairs_hook=_unique,
             parse_constant=_refuse_number,
+            parse_int=_integer,
             parse_float=float if allow_floats else _refuse_number,
         )
     except UnicodeDecodeError as error:
@@ -104,6 +107,10 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
                 raise ValueError(f"the key {key[:64]!a} stands twice")
             seen.add(key)
     return result
+
+
+def _integer(text: str) -> int:
+    return int(text) if len(text) <= MAX_DIGITS else _refuse_number(text)
 
 
 def _refuse_number(text: str) -> NoReturn:

@@ -170,7 +170,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "texts": (raw(b'{"a":[' + b'"",' * (ATTACK // 3 - 8) + b'""]}'), "too many fields"),
     "long numbers": (
         raw(b'{"a":[' + (b"9" * 4000 + b",") * (ATTACK // 4001 - 1) + b"0]}"),
-        "metadata must be",
+        "number 9{32} is not allowed",
     ),
     "number too long": (raw(b'{"a":' + b"9" * 5000 + b"}"), "not a valid safetensors file"),
 }
@@ -190,22 +190,16 @@ def test_hostile_file_is_refused_in_one_line_with_a_hint(
         assert caught.value.hint.isprintable()
 
 
-def test_hostile_files_are_refused_fast_and_in_little_memory() -> None:
-    slowest, largest = 0.0, 0
-    for data, _ in HOSTILE.values():
-        durations = []
-        for _ in range(3):
-            start = time.process_time()
-            with pytest.raises(InputFileRefused):
-                read_header(data)
-            durations.append(time.process_time() - start)
-        slowest = max(slowest, min(durations))
-        tracemalloc.start()
-        with pytest.raises(InputFileRefused):
-            read_header(data)
-        largest = max(largest, tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    assert slowest < 0.05
+@pytest.mark.parametrize("data", [data for data, _ in HOSTILE.values()], ids=HOSTILE.keys())
+def test_hostile_file_is_refused_without_much_work(data: bytes) -> None:
+    tracemalloc.start()
+    start = time.process_time()
+    with pytest.raises(InputFileRefused):
+        read_header(data)
+    seconds = time.process_time() - start
+    largest = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert seconds < 1  # not a figure: these take milliseconds, work by the square many seconds
     assert largest < 64 * 2**20
 
 

@@ -117,7 +117,7 @@ def test_a_keystore_bomb_is_refused_at_once(
     start = time.process_time()
     with pytest.raises(KeyOrSignatureError, match="more work"):
         decrypt_ethereum_key(json.dumps(keystore_json).encode(), PASSPHRASE)
-    assert time.process_time() - start < 0.2
+    assert time.process_time() - start < 1  # derived, the least of these takes several seconds
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024  # KiB
 
 
