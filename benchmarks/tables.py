@@ -41,8 +41,9 @@ def summary_table(methods: dict[str, list[Row]], reference: str) -> list[str]:
     """One line a method; last its paired difference to `reference` (reference less method)."""
     lines = [
         f"| method | seeds | top-1 %, 95 % interval | deviation | {reference} less it, paired "
-        "| samples | teacher passes | seconds of synthesis | core-seconds | peak MiB |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| agreement % | rounds | samples | teacher passes | seconds of synthesis | core-seconds "
+        "| peak MiB |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, rows in methods.items():
         top1 = mean(list(accuracy(rows).values()))
@@ -53,12 +54,14 @@ def summary_table(methods: dict[str, list[Row]], reference: str) -> list[str]:
         )
         figures = {
             key: sum(row[key] for row in rows) / len(rows)
-            for key in ("samples", "teacher_passes", "synthesis_seconds", "core_seconds")
+            for key in ("rounds", "samples", "teacher_passes", "synthesis_seconds", "core_seconds")
         }
+        agreement = 100 * sum(row["agreement"] for row in rows) / len(rows)
         deviation = f"{top1.deviation:.2f}" if top1.count > 1 else ""
         peak = max(row["peak_memory_bytes"] for row in rows) / 2**20
         lines.append(
-            f"| {name} | {top1.count} | {shown(top1)} | {deviation} | {difference} | "
+            f"| {name} | {top1.count} | {shown(top1)} | {deviation} | {difference} "
+            f"| {agreement:.1f} | "
             + " | ".join(f"{value:,.0f}" for value in figures.values())
             + f" | {peak:,.0f} |"
         )
@@ -69,7 +72,8 @@ def summary(rows: Sequence[Row], reference: str) -> str:
     """A table for every pair and budget, with what the figures mean."""
     lines = [
         "Last step of each run, on the whole test set. Intervals: percentile bootstrap over seeds; "
-        "of three seeds that is their least and greatest value.",
+        "of three seeds that is their least and greatest value. Rounds tell whether equal seconds "
+        "bought equal work: runs of one method whose rounds differ much had an unsteady machine.",
     ]
     for (pair, budget), methods in grouped(rows).items():
         any_row = next(iter(methods.values()))[0]

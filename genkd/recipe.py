@@ -112,7 +112,8 @@ class Recipe:
         label_weight: Factor on the label embedding against z; small ones make G listen to z.
         statistics_weight: lambda_bn of r_BN.
         statistics_momentum: rho in [0, 1), weight of past batches in r_BN.
-        label_loss_weight: lambda_oh of the cross-entropy with the wanted class.
+        label_loss_weight: lambda_oh of the cross-entropy with the wanted class; of genkd four times
+            as much if the teacher has no BatchNorm.
         adversarial_weight: lambda_adv of the masked divergence of teacher and student.
         smoothness_weight: lambda_tv of the total variation.
         synthesis_shift: Largest shift of the images that teacher and student are shown while they

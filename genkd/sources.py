@@ -54,6 +54,11 @@ class Sources:
         self.chance = torch.stack([teacher.trust[who, label] for who, label in asked]).to(on)
         self.statistics = [BatchStatistics(one, momentum=momentum) for one in self.members]
 
+    @property
+    def have_batch_norm(self) -> bool:
+        """Whether some member has a BatchNorm layer, whose statistics tell of its images."""
+        return any(len(one) for one in self.statistics)
+
     def embeddings(self, generator: torch.Generator) -> Tensor:
         """One unit vector (P, e) a request, the last-layer row of its class less what rows share.
 

@@ -8,6 +8,8 @@ The generator's loss (DeepInversion's statistics, a class to be, and the masked 
 DFQ and NAYER):
 
     lambda_bn r_BN + lambda_oh CE(T, y) - lambda_adv mean(mask KL(T || S)) + lambda_tv TV
+
+with lambda_oh times `LABEL_WITHOUT_BATCH_NORM` if no teacher has a BatchNorm.
 """
 
 from __future__ import annotations
@@ -42,6 +44,8 @@ from genkd.sources import Sources
 from genkd.teacher import Teacher
 
 ADAM_BETAS = (0.5, 0.999)  # DCGAN's (arXiv:1511.06434): a fast-changing loss wants little momentum
+# Without BatchNorm the class is nearly all that a teacher tells of its images (CONTRIBUTING, 20).
+LABEL_WITHOUT_BATCH_NORM = 4.0
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,9 @@ class Synthesiser(SynthesisMethod):
         super().__init__(recipe.batch, card.spec.num_classes)
         self.recipe, self.device, self.random = recipe, device, generator
         self.sources = Sources(teacher, recipe.statistics_momentum, device)
+        self.label_weight = recipe.label_loss_weight * (
+            1.0 if self.sources.have_batch_norm else LABEL_WITHOUT_BATCH_NORM
+        )
         embeddings = self.sources.embeddings(generator)
         self.generator = Generator(
             recipe.latent_dim,
@@ -277,7 +284,7 @@ class Synthesiser(SynthesisMethod):
             logits, statistics = self.sources.measure(images, requests)
         self.teacher_passes += len(images)
         label_loss = class_cross_entropy(logits, self.sources.class_of[requests])
-        loss = recipe.statistics_weight * statistics + recipe.label_loss_weight * label_loss
+        loss = recipe.statistics_weight * statistics + self.label_weight * label_loss
         losses = {"statistics": statistics.detach(), "label": label_loss.detach()}
         if recipe.smoothness_weight:
             loss = loss + recipe.smoothness_weight * total_variation(images)

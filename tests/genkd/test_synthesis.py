@@ -295,6 +295,20 @@ def test_the_generator_follows_the_teacher(teacher: Teacher, key: str) -> None:
     assert losses[1] < 0.8 * losses[0]
 
 
+@pytest.mark.parametrize(("architecture", "times"), [("resnet8-quarter", 1), ("lenet5", 4)])
+def test_the_class_counts_for_more_where_a_teacher_has_no_batch_norm(
+    architecture: str, times: float
+) -> None:
+    spec = ModelSpec(architecture, 3, 1)
+    network = build_model(spec, generator=torch.Generator().manual_seed(0))
+    card = ModelCard(spec, InputCard(16, 16, 1, (0.5,), (0.3,)))
+    keys = {"statistics_weight": 0.0, "label_loss_weight": 0.5}
+    synthesiser = synthesiser_of(Teacher(network, card, "0" * 64), **keys)
+    proposal = synthesiser._propose()
+    loss, parts = synthesiser._losses(proposal.latents, proposal.labels, nn.Identity(), False)
+    assert loss.item() == pytest.approx(0.5 * times * parts["label"].item())
+
+
 @pytest.mark.parametrize("shift", [0.0, 0.25])
 def test_teacher_and_student_are_shown_the_same_images_shifted_as_the_recipe_says(
     teacher: Teacher, shift: float
