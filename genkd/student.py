@@ -108,7 +108,7 @@ class StudentLearner:
         """Let BatchNorm remember stored images, moved a little; call it once, after the last step.
 
         While learning it saw them textured and blended as well. Settled on stored images as they
-        are, a student agrees with its teacher on up to 1.5 % fewer real ones (docs/study.md). The
+        are, a student agrees with its teacher on up to 1.5 % fewer real ones (docs/tried.md). The
         statistics are also what a merge later draws images out of the student by, and what it
         judges real images by.
         """

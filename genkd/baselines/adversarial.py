@@ -11,7 +11,7 @@ zskt  Micaelli and Storkey 2019, "Zero-shot knowledge transfer via adversarial b
 Neither needs BatchNorm, or anything of the teacher but its logits and gradients. How we differ: the
 student learns by the shared loss on the shared bank, where the papers have it learn by D from fresh
 images only; and both authors' generators end in a BatchNorm without scale and shift, ours in a
-sigmoid (docs/study.md, "Against the field", says what that is worth).
+sigmoid (docs/tried.md says what that is worth).
 """
 
 from __future__ import annotations

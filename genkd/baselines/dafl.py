@@ -12,7 +12,7 @@ As in the authors' code (https://github.com/huawei-noah/Efficient-Computing, DAF
 is the mean over features where the paper writes the norm, and H has no 1 / K; its logarithms are
 decimal there, so that its weight of 5 is 5 / ln 10 in nats. How we differ: their generator ends in
 tanh and a BatchNorm without scale and shift, ours in a sigmoid, as in the comparisons of later
-authors (docs/study.md, "Against the field", has both); its Adam has DCGAN's momentum.
+authors (docs/tried.md has both); its Adam has DCGAN's momentum.
 """
 
 from __future__ import annotations
