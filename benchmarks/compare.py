@@ -4,9 +4,10 @@
     python benchmarks/compare.py --data FOLDER --teachers FOLDER --preset paper  # GPUs
 
 Every method has the same teacher, student network, student loop, budget and seed; only how images
-come about differs. The small preset is a fifth of a day of one core for each seed: 9 methods at 600
-and at 1,800 core-seconds. Accuracy is that of the last step on the whole test set. Several budgets
-are separate runs, since the learning rate follows the budget: those are the points of the plots.
+come about differs. The small preset is half a day of one core for each seed: 9 methods at 600 and
+at 1,800 core-seconds, for two pairs. Accuracy is that of the last step on the whole test set.
+Several budgets are separate runs, since the learning rate follows the budget: those are the points
+of the plots.
 
 `--methods "genkd,real KD,scratch"` adds the oracles of `oracles.py` to the same tables.
 
@@ -33,11 +34,12 @@ SIZES: dict[str, dict[str, str]] = {
     "small": {"generator_channels": "16"},
     "paper": {"generator_channels": "64"},
 }
-# Likewise of one method. With a dozen student steps a round, the many generator steps of some
-# papers would leave the student a tenth of the budget: here it has about a third with each method.
-# All of them make images to the end, as their papers do; NAYER gained little by ending earlier. The
-# papers of DAFL and DFQ show the student as many images as the generator makes; DeepInversion's
-# 2,000 steps would make 2,000 images in 600 core-seconds.
+# Likewise of one method, in place of what `genkd.baselines.presets` has. With a dozen student steps
+# a round, the many generator steps of some papers would leave the student a tenth of the budget:
+# here it has about a third with each method. All of them make images to the end, as their papers
+# do; NAYER gained little by ending earlier. The papers of DAFL and DFQ show the student as many
+# images as the generator makes; DeepInversion's 2,000 steps would make 2,000 images in 600
+# core-seconds.
 OF_METHOD: dict[str, dict[str, dict[str, str]]] = {
     "small": {
         "deepinversion": {"generator_steps": "100", "batch": "128", "student_steps": "90"},

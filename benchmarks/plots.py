@@ -34,7 +34,13 @@ def frame(title: str, x: str, y: str) -> list[str]:
 
 
 def write_plot(
-    path: Path, title: str, series: Mapping[str, Sequence[Point]], *, x: str, y: str = "top-1, %"
+    path: Path,
+    title: str,
+    series: Mapping[str, Sequence[Point]],
+    *,
+    x: str,
+    y: str = "top-1, %",
+    notes: Sequence[str] = (),
 ) -> None:
     """Draw series over a logarithmic x.
 
@@ -44,6 +50,7 @@ def write_plot(
         series: Points of each line by its name; x above 0.
         x: What the horizontal axis is.
         y: What the vertical axis is.
+        notes: Lines below the legend.
     """
     points = [point for line in series.values() for point in line]
     if not points:
@@ -58,7 +65,7 @@ def write_plot(
         height = (value - y_low) / (y_high - y_low)
         return round(LEFT + part * (RIGHT - LEFT), 1), round(BOTTOM - height * (BOTTOM - TOP), 1)
 
-    drawn = frame(title, x, y)
+    drawn = frame(title, f"{x} (logarithmic)", y)
     for number in range(round((y_high - y_low) / step) + 1):
         value = y_low + number * step
         _, at = place(x_low, value)
@@ -70,6 +77,9 @@ def write_plot(
         drawn.append(f'<text x="{across}" y="{BOTTOM + 18}" text-anchor="middle">{at:,.6g}</text>')
     for index, (name, line) in enumerate(series.items()):
         drawn += _line(name, [(p, place) for p in sorted(line)], index)
+    for index, note in enumerate(notes):
+        at = TOP + 34 + 20 * len(series) + 16 * index
+        drawn.append(f'<text x="{RIGHT + 16}" y="{at}" fill="#555">{escape(note)}</text>')
     atomic_write(path, ("\n".join([*drawn, "</svg>"]) + "\n").encode())
 
 

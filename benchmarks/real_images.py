@@ -15,11 +15,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -29,7 +27,8 @@ from genkd.bank import SynthesisBank
 from genkd.card import ModelCard, ModelSpec, card_to_json
 from genkd.cost import peak_memory_bytes
 from genkd.device import Device, choose_device
-from genkd.images import LabelledImages, read_images
+from genkd.errors import GenKDError
+from genkd.images import LabelledImages, as_card_wants, idx_images_in, read_labelled_arrays
 from genkd.models import build_model
 from genkd.recipe import STANDARD, Budget
 from genkd.student import NormalisedStudent, StudentLearner, learning_rate
@@ -43,24 +42,14 @@ def training_images(source: str, card: ModelCard) -> LabelledImages:
     Raises:
         SystemExit: If it is not there.
     """
-    if source.startswith("torchvision:"):
-        from torchvision import datasets
-
-        _, name, folder = source.split(":", 2)
-        split = {"split": "train"} if name == "SVHN" else {"train": True}
-        try:
-            data = getattr(datasets, name)(folder, download=False, **split)
-        except RuntimeError as error:
-            raise SystemExit(f"no intact training set of {name} lies in {folder}") from error
-        labels = data.labels if name == "SVHN" else data.targets
-        with tempfile.TemporaryDirectory() as temporary:
-            file = Path(temporary) / "train.npz"
-            np.savez(file, images=np.asarray(data.data), labels=np.asarray(labels))
-            return read_images(file, card)
-    files = sorted(Path(source).glob("train-images*"))
-    if not files:
+    folder = Path(source)
+    if folder.is_dir() and not idx_images_in(folder, "train"):
         raise SystemExit(f"{source} holds no train-images-idx3-ubyte: the oracles need it")
-    return read_images(files[0], card)
+    try:
+        images, labels = read_labelled_arrays(source, "train")
+        return as_card_wants(images, labels, card, source)
+    except GenKDError as error:
+        raise SystemExit(f"{error}\n{error.hint}") from error
 
 
 # Few steps at a time, so that budgets are kept to the second and the rate follows them.

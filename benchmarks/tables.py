@@ -10,6 +10,7 @@ from plots import Point, write_plot
 from trials import Row
 
 Group = tuple[str, str]  # pair, budget
+FAR_BEHIND = 15.0  # points of top-1
 
 
 def grouped(rows: Sequence[Row]) -> dict[Group, dict[str, list[Row]]]:
@@ -84,18 +85,33 @@ def summary(rows: Sequence[Row], reference: str) -> str:
 
 
 def write_plots(rows: Sequence[Row], out: Path) -> list[Path]:
-    """Accuracy against processor time and against samples, for each pair."""
+    """Accuracy against processor time and against images made, for each pair.
+
+    Methods that stay far behind the best are named, not drawn: a point is what matters at the top.
+    """
     pairs: dict[str, list[Row]] = {}
     for row in rows:
         pairs.setdefault(row["trial"]["pair"]["name"], []).append(row)
     written = []
-    axes = {"core_seconds": "core-seconds", "samples": "samples"}
+    axes = {"core_seconds": "core-seconds", "samples": "images made"}
     for pair, own in pairs.items():
         for key, axis in axes.items():
             path = out / f"{pair.replace(' ', '-')}-{key.replace('_', '-')}.svg"
-            write_plot(path, f"{pair}: accuracy against {axis}", _series(own, key), x=axis)
+            near, notes = _near_the_best(_series(own, key))
+            write_plot(path, f"{pair}: accuracy against {axis}", near, x=axis, notes=notes)
             written.append(path)
     return written
+
+
+def _near_the_best(
+    series: dict[str, list[Point]],
+) -> tuple[dict[str, list[Point]], list[str]]:
+    """Lines with a point within `FAR_BEHIND` of the best, and what to say of the others."""
+    best = max((point[1] for line in series.values() for point in line), default=0.0)
+    top = {name: max(point[1] for point in line) for name, line in series.items()}
+    near = {name: line for name, line in series.items() if top[name] >= best - FAR_BEHIND}
+    far = [f"{name}: {top[name]:.1f}" for name in series if name not in near]
+    return near, ["lower, not drawn:", *far] if far else []
 
 
 def _series(rows: Sequence[Row], key: str) -> dict[str, list[Point]]:

@@ -4,8 +4,9 @@
     row = run_trial(trial, Path("runs/compare"), data="fashion-mnist")
 
 Each trial has a run directory and a process of its own (so that its peak of memory is its own), is
-evaluated on the whole test set after its last step, never before, and is kept in trial.json beside
-its run: a study that was interrupted goes on in the very round where it stopped.
+evaluated on the whole test set after its last step, never before, and is kept in SEED.json beside
+its run: a study that was interrupted goes on in the very round where it stopped (an oracle, which
+has no checkpoint, at its trial's beginning).
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from genkd.baselines.presets import unread_keys
+from genkd.digest import sha256_file
 from genkd.durable import atomic_write
+from genkd.recipe import find_recipe
 
 ROOT = Path(__file__).parent.parent
 # Core-seconds are compared, so one thread is the honest default: more of them waste some.
@@ -162,15 +165,24 @@ def run_trial(trial: Trial, out: Path, data: str, teachers: Path | None = None) 
     Raises:
         SystemExit: If the trial's folder holds another trial, or its process fails.
     """
-    folder, identity = trial.folder(out), json.loads(json.dumps(asdict(trial)))
+    folder, overrides = trial.folder(out), dict(trial.overrides)
+    teacher = teacher_file(trial.pair, teachers)
+    identity = json.loads(json.dumps(asdict(trial)))
+    # What the trial's words stand for today: the defaults of a recipe change, and so may files.
+    identity["means"] = {
+        "recipe": {} if "oracle" in overrides else asdict(find_recipe("standard", overrides)),
+        "teacher": sha256_file(teacher),
+        "images": str(Path(trial.pair.images.format(data=data)).absolute()),
+    }
     kept = folder.parent / f"{trial.seed}.json"
     if kept.exists():
         row: Row = json.loads(kept.read_text())
         if row["trial"] != identity:
-            raise SystemExit(f"{kept} is of another trial: choose another --out")
+            raise SystemExit(
+                f"{kept} is of another trial, or of another recipe, teacher or test set of the "
+                "same name: choose another --out"
+            )
         return row
-    teacher = teacher_file(trial.pair, teachers)
-    overrides = dict(trial.overrides)
     if "oracle" in overrides:
         _call(
             *(str(Path(__file__).with_name("real_images.py")), overrides["oracle"], str(teacher)),

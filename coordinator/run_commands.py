@@ -235,13 +235,13 @@ def _require_signed(path: Path) -> None:
 
 
 def _overrides(texts: Sequence[str]) -> dict[str, str]:
-    """`["rounds=3"]` as `{"rounds": "3"}`; what the keys mean is the recipe's business."""
+    """`["batch=32"]` as `{"batch": "32"}`; what the keys mean is the recipe's business."""
     found: dict[str, str] = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not key or not equals or key in found:
             raise UsageError(
-                f"--set {text} is not KEY=VALUE, or stands twice", hint="for example --set rounds=9"
+                f"--set {text} is not KEY=VALUE, or stands twice", hint="for example --set batch=32"
             )
         found[key] = value
     return found

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from genkd.canonical import parse_json
 from genkd.card import InputCard, ModelCard, ModelSpec, card_from_json, card_to_json
-from genkd.digest import sha256_bytes
 from genkd.errors import InputFileRefused, UsageError
 from genkd.provenance.release import SIZE_LIMITS, read_bounded
 from genkd.provenance.statement import STUDENT_NAME
@@ -40,11 +39,6 @@ class StartStudent:
 
     card: ModelCard
     weights: bytes | None = None
-
-    @property
-    def weights_sha256(self) -> str | None:
-        """Hex digest of the file to start from, None for fresh weights."""
-        return None if self.weights is None else sha256_bytes(self.weights)
 
     def model_file(self, seed: int) -> bytes:
         """The model file, the same for the same seed.

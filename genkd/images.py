@@ -283,8 +283,13 @@ def _few(notes: Sequence[str] | dict[str, None]) -> tuple[str, ...]:
 # --- torchvision ----------------------------------------------------------------------------------
 
 
-def _read_torchvision(source: str, part: Part) -> tuple[NDArray[Any], NDArray[Any]]:
-    """A part of `torchvision:NAME:FOLDER`, FOLDER being torchvision's `root`."""
+def torchvision_set(source: str) -> tuple[str, str]:
+    """Name and folder of `torchvision:NAME:FOLDER`, without reading anything in it.
+
+    Raises:
+        UsageError: If there is no such data set.
+        InputFileRefused: If there is no such folder.
+    """
     _, name, folder = (*source.split(":", 2), "", "")[:3]
     folder = os.path.expanduser(folder)  # the shell expands ~ only at the start of a word
     if name not in TORCHVISION_NAMES or not folder:
@@ -292,6 +297,14 @@ def _read_torchvision(source: str, part: Part) -> tuple[NDArray[Any], NDArray[An
             f"{source!r} names no data set",
             hint=f"torchvision:NAME:FOLDER with one of {', '.join(TORCHVISION_NAMES)}",
         )
+    if not Path(folder).is_dir():
+        raise _not_there(name, folder)
+    return name, folder
+
+
+def _read_torchvision(source: str, part: Part) -> tuple[NDArray[Any], NDArray[Any]]:
+    """A part of `torchvision:NAME:FOLDER`, FOLDER being torchvision's `root`."""
+    name, folder = torchvision_set(source)
     if name in ("MNIST", "FashionMNIST"):
         # idx files, which our own reader takes no chances with.
         found = idx_images_in(Path(folder) / name / "raw", part)

@@ -175,11 +175,12 @@ class PixelSynthesiser(Baseline):
         self.learner.remember(features[kept], labels[kept], log_probability[kept])
         rewards = None
         if policy != "none":
-            rewards = masked_divergence(logits, self.ask(student, images))
+            rewards = kept * masked_divergence(logits, self.ask(student, images))
         if rewards is not None and walk.chain is not None:
             # What the chain gained: its reward-to-go, with one baseline, at the start.
             before = self.ask(student, self._images(start))
-            rewards = rewards - masked_divergence(walk.first_logits, before)
+            right = walk.first_logits.argmax(1) == labels
+            rewards = rewards - right * masked_divergence(walk.first_logits, before)
         with torch.enable_grad():
             return self.learner.learn(features, labels, rewards, walk.chain)
 

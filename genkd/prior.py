@@ -3,7 +3,7 @@
     prior = LatentPrior(embeddings, recipe, device, generator)
     proposal = prior.draw(labels, generator)                       # z- of p(z | y)
     ... images of proposal.latents, what the teacher and the student say of them ...
-    figures = prior.learn(proposal, positives, weights, rewards)   # one round of learning
+    figures = prior.learn(proposal, positives, reward_of, rewards, generator)  # a round of learning
 
 MLE says "looks like what the teacher verifies", policy gradient "useful to this student"; see
 `losses.maximum_likelihood_loss` and `policy_gradient`.
@@ -105,7 +105,7 @@ class LatentPrior:
         Args:
             proposal: The z- of this round.
             positives: Latents (N, d), labels (N,) and self-normalised weights (N,) of images that
-                the teacher verified.
+                the teacher verified; if all weights are zero, the likelihood rests.
             reward_of: Rewards (B,) of latents and labels, differentiable in the latents where the
                 recipe says "pathwise". None: no policy gradient this time.
             rewards: Rewards (B,) of the proposal's own latents.
@@ -186,6 +186,7 @@ class LatentPrior:
         f_positive = self.energy(latents, labels)
         f_negative = self.energy(proposal.latents, proposal.labels)
         likelihood = maximum_likelihood_loss(f_positive, f_negative, weights)
+        likelihood = likelihood * (weights.sum() > 0)  # no positive: nothing to tell apart
         figures = {
             "mle": likelihood.detach(),
             "energy_gap": ((weights * f_positive).sum() - f_negative.mean()).detach(),

@@ -80,7 +80,7 @@ class Budget:
         except (ValueError, KeyError) as error:
             raise UsageError(
                 f"{text[:40]!r} is not a budget",
-                hint="for example 10m, 90s, 1h, 2e6passes or 20000samples",
+                hint="for example 10m, 90s, 1h, 600core-seconds, 2e6passes or 20000samples",
             ) from error
         return cls(amount, unit)
 

@@ -175,7 +175,10 @@ class Synthesiser(SynthesisMethod):
         if self.prior is not None:
             weights = self._weights(logits, labels, log_probability)
             positives = (found, proposal.labels, weights)
-            figures = self._learn_prior(self.prior, proposal, positives, student, steer)
+            # Of the images that came of the proposals, not of what G made of these before it
+            # learnt: those are hardly ever of the wanted class, and never enter the bank.
+            rewards = (logits.argmax(1) == labels) * masked_divergence(logits, student_logits)
+            figures = self._learn_prior(self.prior, proposal, positives, rewards, student, steer)
             losses |= {k: figures.pop(k) for k in ("mle", "policy_gradient") if k in figures}
             health |= figures
         return SyntheticBatch(
@@ -324,18 +327,24 @@ class Synthesiser(SynthesisMethod):
 
         Weight zero in place of leaving out: no shape depends on the data, so nothing waits.
         """
-        score = log_probability.masked_fill(logits.argmax(1) != labels, -1e4)
-        return self_normalised_weights(score, self.recipe.positive_temperature)
+        verified = logits.argmax(1) == labels
+        score = log_probability.masked_fill(~verified, -1e4)
+        # Where none is verified the weights alone would be even.
+        return verified * self_normalised_weights(score, self.recipe.positive_temperature)
 
     def _learn_prior(
         self,
         prior: LatentPrior,
         proposal: Proposal,
         positives: tuple[Tensor, Tensor, Tensor],
+        rewards: Tensor,
         student: nn.Module,
         steer: bool,
     ) -> dict[str, Tensor]:
-        """Positives are this round's own: to the generator of now, older latents mean others."""
+        """Positives are this round's own: to the generator of now, older latents mean others.
+
+        Proposals are credited with the rewards (B,) of the images that came of them.
+        """
 
         def reward_of(latents: Tensor, requests: Tensor) -> Tensor:
             if self.recipe.policy_gradient == "pathwise":
@@ -343,17 +352,13 @@ class Synthesiser(SynthesisMethod):
             return self._reward(latents, requests, student)
 
         steer = steer and self.recipe.policy_gradient != "none"
-        rewards = (
-            self._reward(proposal.latents, proposal.labels, student)
-            if steer
-            else positives[2].new_zeros(len(proposal.labels))
-        )
         return prior.learn(proposal, positives, reward_of if steer else None, rewards, self.random)
 
     def _reward(self, latents: Tensor, requests: Tensor, student: nn.Module) -> Tensor:
-        """What the student still has to learn of the images (B,), as the bank would keep them."""
+        """What the student has to learn (B,) of G's images of `latents`; 0 of another class."""
         _, teacher_says, student_says = self._draw(latents, requests, student)
-        return masked_divergence(teacher_says, student_says)
+        right = teacher_says.argmax(1) == self.sources.class_of[requests]
+        return right * masked_divergence(teacher_says, student_says)
 
     def _differentiable_reward(
         self, latents: Tensor, requests: Tensor, student: nn.Module
@@ -363,7 +368,8 @@ class Synthesiser(SynthesisMethod):
             images = self.generator(latents, requests)
             logits, student_logits = self.sources.answer(images, requests), student(images)
         self.teacher_passes += len(images)
-        return masked_divergence(logits, student_logits)
+        right = logits.argmax(1) == self.sources.class_of[requests]
+        return right * masked_divergence(logits, student_logits)
 
 
 @contextmanager

@@ -52,13 +52,14 @@ class Teacher(nn.Module):
         sha256: Hex digest of the file it came from.
         places: The class of the card that each output of the network stands for, where the card
             names more classes; see `among`. None: one after another.
-        known: The classes it is asked about, among `places`; see `knowing`. None: all of them.
+        known: The classes it is asked about, among `places`, in any order; see `knowing`. None: all
+            of them.
 
     Attributes:
         card: As given.
         sha256: As given.
         places: As given.
-        known: As given.
+        known: The classes it is asked about, ascending.
         mean: float32 (1, C, 1, 1), in the units of [0, 1] images.
         std: float32 (1, C, 1, 1).
         gives_gradients: Whether gradients flow through it; not through a black box.
@@ -82,7 +83,7 @@ class Teacher(nn.Module):
         self.card = card
         self.sha256 = sha256
         self.places = tuple(range(card.spec.num_classes) if places is None else places)
-        self.known = self.places if known is None else tuple(known)
+        self.known = tuple(sorted(self.places if known is None else known))
         shape = (1, card.input.channels, 1, 1)
         self.register_buffer("mean", torch.tensor(card.input.mean).reshape(shape))
         self.register_buffer("std", torch.tensor(card.input.std).reshape(shape))
@@ -104,7 +105,7 @@ class Teacher(nn.Module):
         """
         outputs: Tensor = self.network((images - self.mean) / self.std)
         classes = self.card.spec.num_classes
-        if self.known == tuple(range(classes)):
+        if self.known == self.places == tuple(range(classes)):
             return outputs
         logits = outputs.new_full((len(outputs), classes), UNKNOWN)
         known = torch.tensor(self.known, device=outputs.device)

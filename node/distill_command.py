@@ -69,7 +69,8 @@ def distill(
         typer.Option(help="A public generative model to draw on: see genkd-prior train."),
     ] = None,
     budget: Annotated[
-        str | None, typer.Option(help="What to spend: 10m, 2e6passes, 20000samples.")
+        str | None,
+        typer.Option(help="What to spend: 10m, 600core-seconds, 2e6passes, 20000samples."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -170,7 +171,7 @@ def distill(
 
 
 def parse_overrides(texts: Sequence[str]) -> dict[str, str]:
-    """`["rounds=3"]` as `{"rounds": "3"}`; what the keys mean is the recipe's business.
+    """`["batch=32"]` as `{"batch": "32"}`; what the keys mean is the recipe's business.
 
     Raises:
         UsageError: If one is not KEY=VALUE, or a key is given twice.
@@ -179,7 +180,7 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, str]:
     for text in texts:
         key, equals, value = text.partition("=")
         if not key or not equals:
-            raise UsageError(f"--set {text} is not KEY=VALUE", hint="for example --set rounds=20")
+            raise UsageError(f"--set {text} is not KEY=VALUE", hint="for example --set batch=32")
         if key in overrides:
             raise UsageError(f"--set {key} is given twice", hint="give it once")
         overrides[key] = value

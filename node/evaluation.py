@@ -60,9 +60,14 @@ def require_there(data: str) -> None:
     """Refuse data that is not there, before anything expensive is begun.
 
     Raises:
-        InputFileRefused: If it is a path that does not exist.
+        InputFileRefused: If its path does not exist.
+        UsageError: If it names no known torchvision data set.
     """
-    if not data.startswith("torchvision:") and not Path(data).exists():
+    if data.startswith("torchvision:"):
+        from genkd.images import torchvision_set
+
+        torchvision_set(data)
+    elif not Path(data).exists():
         raise InputFileRefused(f"{data} does not exist", hint="check the path given as data")
 
 

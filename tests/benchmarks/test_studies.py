@@ -16,7 +16,7 @@ import tables
 import trials
 
 from genkd.digest import sha256_file
-from genkd.recipe import Budget, find_recipe
+from genkd.recipe import Budget, Recipe, find_recipe
 
 PAIR = trials.Pair("toy", "/nowhere/teacher.safetensors", "resnet8-half", "{data}")
 TRIAL = trials.Trial("dafl", (("method", "dafl"),), PAIR, 0, "600core-seconds")
@@ -60,10 +60,12 @@ class Commands:
 
 
 @pytest.fixture
-def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
+def commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Commands:
     stand_in = Commands()
+    teacher = tmp_path / "teacher.safetensors"
+    teacher.write_bytes(b"weights")
     monkeypatch.setattr(trials, "_genkd", stand_in)
-    monkeypatch.setattr(trials, "teacher_file", lambda pair, teachers: Path(pair.teacher))
+    monkeypatch.setattr(trials, "teacher_file", lambda pair, teachers: teacher)
     return stand_in
 
 
@@ -93,6 +95,22 @@ def test_a_kept_trial_with_other_settings_is_refused(commands: Commands, tmp_pat
     other = dataclasses.replace(TRIAL, overrides=(("method", "dafl"), ("batch", "8")))
     with pytest.raises(SystemExit, match="another trial"):
         trials.run_trial(other, tmp_path, "data")
+    with pytest.raises(SystemExit, match="another trial"):
+        trials.run_trial(TRIAL, tmp_path, "other data")
+
+
+def test_a_kept_trial_of_another_recipe_or_teacher_of_the_same_name_is_refused(
+    commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials.run_trial(TRIAL, tmp_path, "data")
+    with monkeypatch.context() as later:
+        later.setattr(trials, "find_recipe", lambda name, keys: Recipe(student_steps=31))
+        with pytest.raises(SystemExit, match="another trial"):
+            trials.run_trial(TRIAL, tmp_path, "data")
+    trials.run_trial(TRIAL, tmp_path, "data")
+    (tmp_path / "teacher.safetensors").write_bytes(b"other weights")
+    with pytest.raises(SystemExit, match="another trial"):
+        trials.run_trial(TRIAL, tmp_path, "data")
 
 
 def test_no_two_trials_share_a_folder(tmp_path: Path) -> None:
@@ -207,7 +225,7 @@ def test_an_axis_names_round_numbers_that_stay_apart(
 def test_plots_are_intact_svg_with_a_line_for_each_method(tmp_path: Path) -> None:
     rows = [
         row(label, seed, top1 + 0.01 * seed, budget)
-        for label, top1 in (("genkd", 0.8), ("a < b", 0.6))
+        for label, top1 in (("genkd", 0.8), ("a < b", 0.7), ("dfad", 0.2))
         for seed in range(3)
         for budget in ("10s", "30s")
     ]
@@ -218,6 +236,7 @@ def test_plots_are_intact_svg_with_a_line_for_each_method(tmp_path: Path) -> Non
         texts = [element.text for element in root.iter() if element.tag.endswith("text")]
         assert "genkd" in texts
         assert "a < b" in texts
+        assert "dfad: 21.0" in texts  # far behind: named, not drawn
         circles = [element for element in root.iter() if element.tag.endswith("circle")]
         assert len(circles) == 4  # two budgets of two methods
 

@@ -120,7 +120,8 @@ def test_a_teachers_classes_are_found_by_name(
     teacher = Teacher(Saying(1.0, 2.0, 3.0), CARD, "").among(names)
     assert teacher(IMAGES)[0].tolist() == expected
     assert teacher.card.spec.num_classes == len(names)
-    assert sorted(teacher.known) == [i for i, name in enumerate(names) if name != "x"]
+    assert list(teacher.known) == [i for i, name in enumerate(names) if name != "x"]
+    assert teacher.knowing(teacher.known)(IMAGES)[0].tolist() == expected
 
 
 def test_a_teacher_asked_about_some_classes_says_nothing_of_the_others() -> None:

@@ -61,6 +61,17 @@ def test_each_is_asked_for_the_classes_that_it_knows_and_all_classes_equally_oft
     assert set(zip(who.tolist(), label.tolist(), strict=True)) == {(0, 0), (0, 1), (1, 3)}
 
 
+@pytest.mark.parametrize("places", [(2, 0, 3, 1), (2, 3, 0)])
+def test_a_teacher_whose_classes_come_in_another_order_is_asked_for_each(
+    places: tuple[int, ...],
+) -> None:
+    student = Teacher(Signing(0, 3), CARD, "0" * 64, places=places)
+    _, label = asked(sources_of(Member(student, (1.0,) * len(places))))
+    count = 240 // len(places)
+    wanted = [count if one in places else 0 for one in range(CLASSES)]
+    assert torch.bincount(label, minlength=CLASSES).tolist() == wanted
+
+
 def test_for_a_class_that_two_know_the_better_is_asked_more_often() -> None:
     better, other = member(0, 2, competence=(0.9,)), member(1, 2, competence=(0.3,))
     who, _ = asked(sources_of(better, other), count=4000)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from genkd.bank import as_images
 from genkd.card import InputCard, ModelCard, ModelSpec
 from genkd.device import Device
+from genkd.losses import masked_divergence
 from genkd.models import build_model
 from genkd.prior import LatentPrior, Proposal
 from genkd.recipe import Recipe
@@ -359,6 +360,54 @@ def test_what_was_found_is_what_the_energy_calls_likely(
     negative, positive = learnt[0]
     assert negative.shape == positive.shape
     assert bool((negative != positive).any(1).all())
+
+
+def test_proposals_are_credited_with_the_images_that_came_of_them(
+    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synthesiser = synthesiser_of(teacher, generator_steps=5, latent_rate=0.1)
+    told: list[tuple[Tensor, Tensor]] = []
+
+    def noting(self: LatentPrior, _: Proposal, positives: Any, __: Any, rewards: Any, ___: Any):  # type: ignore[no-untyped-def]
+        told.append((positives[0], rewards))
+        return {}
+
+    monkeypatch.setattr(LatentPrior, "learn", noting)
+    student = pupil(teacher)
+    labels = synthesiser._propose  # the labels of the round, which the batch leaves out
+    asked: list[Tensor] = []
+
+    def proposing() -> Proposal:
+        proposal = labels()
+        asked.append(proposal.labels)
+        return proposal
+
+    monkeypatch.setattr(synthesiser, "_propose", proposing)
+    synthesiser.synthesise(student, steer=True)
+    (found, rewards), wanted = told[0], synthesiser.sources.class_of[asked[0]]
+    _, teacher_says, student_says = synthesiser._draw(found, asked[0], student)
+    divergence = masked_divergence(teacher_says, student_says)
+    right = teacher_says.argmax(1) == wanted
+    torch.testing.assert_close(rewards, divergence * right)
+    assert float(rewards.abs().max()) > 0
+    assert bool((divergence * ~right).any()), "an image of another class, to be credited nothing"
+
+
+def test_of_a_batch_without_a_verified_image_the_likelihood_learns_nothing(
+    teacher: Teacher,
+) -> None:
+    synthesiser = synthesiser_of(teacher, policy_gradient="none")
+    prior = synthesiser.prior
+    assert prior is not None
+    logits = torch.eye(3)[torch.tensor([1, 2, 0])] * 5
+    labels = torch.arange(3)
+    weights = synthesiser._weights(logits, labels, logits.log_softmax(1).diag())
+    assert weights.tolist() == [0, 0, 0]
+    before = copy.deepcopy(prior.energy)
+    proposal = synthesiser._propose()
+    positives = proposal.latents[:3], labels, weights
+    prior.learn(proposal, positives, None, torch.zeros(24), synthesiser.random)
+    assert distance(before, prior.energy) == 0
 
 
 def test_smoothness_makes_smoother_images(teacher: Teacher) -> None:

@@ -161,6 +161,8 @@ def test_the_answer_says_where_everything_is(
         (["--factory", "m:f"], 2, "would run code"),
         (["--mean", "0.5"], 2, "--input-size and --std missing"),
         (["--eval-data", "nowhere.npz"], 4, "nowhere.npz does not exist"),
+        (["--eval-data", "torchvision:CIFAR10:nowhere"], 4, "CIFAR10 lies in nowhere"),
+        (["--eval-data", "torchvision:cifar10:."], 2, "names no data set"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
