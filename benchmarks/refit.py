@@ -5,7 +5,7 @@
 Nothing is made while it learns, so two banks are compared without the runs' own students. It uses
 the student's loop of the standard recipe, as the oracles of `oracles.py` do over real images.
 Accuracy is that of the last step on the last --held-out images of the training set in --data, which
-is what recipes may be tuned on; the test set is not read. --first takes the oldest images only.
+is what recipes may be tuned on; the test set is not read. --first takes the oldest stored images.
 Prints a line for each bank; writes nothing.
 """
 

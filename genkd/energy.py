@@ -70,7 +70,7 @@ class LatentEnergy(nn.Module):
         # therefore seeded from our generator and put back afterwards.
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             layers = [nn.Linear(i, o) for i, o in pairwise(widths)]
             initialise_layers(layers, generator)
             self.layers = nn.ModuleList(spectral_norm(layer) for layer in layers)

@@ -84,7 +84,7 @@ class GenerativeModel(nn.Module):
         # What torch's own layers draw when they are made comes from our generator, too.
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             self._build(generator)
         self.to(memory_format=torch.channels_last)
 

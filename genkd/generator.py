@@ -1,6 +1,6 @@
 """The class-conditional generator G(z, e_y), and the label embeddings e_y it listens to.
 
-    embeddings = label_embeddings(teacher, 10, "teacher", generator)
+    embeddings = label_embeddings(teacher, 10)
     network = Generator(64, embeddings, channels=1, height=32, width=32, generator=generator)
     images = network(z, labels)  # (B, 64), (B,) -> (B, 1, 32, 32) in [0, 1]
 
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,43 +21,27 @@ from torch import Tensor, nn
 from genkd.errors import ConfigurationError
 from genkd.features import last_layer
 
-EmbeddingKind = Literal["teacher", "one-hot", "random"]
-RANDOM_DIMENSION = 64  # e of the random embeddings
 COARSEST = 8  # the first feature map is at most this large: larger images get more stages
 LEAK = 0.2  # slope of LeakyReLU below zero, as in DCGAN
 
 
-def label_embeddings(
-    teacher: nn.Module, num_classes: int, kind: EmbeddingKind, generator: torch.Generator
-) -> Tensor:
-    """One unit vector a class.
+def label_embeddings(teacher: nn.Module, num_classes: int) -> Tensor:
+    """One unit vector a class: row W_y of the teacher's last layer with K outputs.
+
+    Classes that the teacher finds alike have similar embeddings. Of a teacher without such a layer
+    they are one-hot.
 
     Args:
-        teacher: The teacher; its last layer with K outputs is read for kind "teacher".
+        teacher: The teacher.
         num_classes: K.
-        kind: "teacher": row W_y of the last layer, so that classes the teacher finds alike have
-            similar embeddings; "one-hot"; "random": a fixed random direction.
-        generator: Source of the random directions.
 
     Returns:
         float32 (K, e) on the CPU, rows of length 1, detached.
-
-    Raises:
-        ConfigurationError: If the kind is unknown, or the teacher has no such layer.
     """
-    if kind == "one-hot":
+    layer = last_layer(teacher, num_classes)
+    if layer is None:
         return torch.eye(num_classes)
-    if kind == "random":
-        shape = (num_classes, RANDOM_DIMENSION)
-        rows = torch.randn(shape, generator=generator, device=generator.device)
-    elif kind == "teacher":
-        rows = _last_layer_rows(teacher, num_classes)
-    else:
-        raise ConfigurationError(
-            f"there is no label embedding {kind!r}",
-            hint=f"use one of {', '.join(get_args(EmbeddingKind))}",
-        )
-    return nn.functional.normalize(rows.detach().float().cpu(), dim=1)
+    return nn.functional.normalize(layer.weight.detach().flatten(1).float().cpu(), dim=1)
 
 
 def distinct(embeddings: Tensor) -> Tensor:
@@ -76,17 +59,6 @@ def distinct(embeddings: Tensor) -> Tensor:
     if len(embeddings) < 2:
         return embeddings
     return nn.functional.normalize(embeddings - embeddings.mean(0), dim=1)
-
-
-def _last_layer_rows(teacher: nn.Module, num_classes: int) -> Tensor:
-    """W (K, e) of the last linear layer or convolution with K outputs."""
-    layer = last_layer(teacher, num_classes)
-    if layer is None:
-        raise ConfigurationError(
-            f"the teacher has no last layer with {num_classes} outputs to take embeddings from",
-            hint="use one-hot or random label embeddings",
-        )
-    return layer.weight.flatten(1)
 
 
 class LabelEmbedding(nn.Module):

@@ -5,9 +5,9 @@
     print(report.student)
 
 Students of nodes that know different classes cannot be averaged (`genkd.ensemble` says why). Here
-each member in turn is the teacher that a generator draws images out of, of the classes it knows,
-by its own BatchNorm statistics; the merged student learns what the members, each believed where it
-knows, say of all those images. Architectures may differ; classes are told by their names.
+one generator draws images out of all members at once, of each the classes it knows, by its own
+BatchNorm statistics; the merged student learns what the members, each believed where it knows, say
+of all those images. Architectures may differ; classes are told by their names.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from genkd.card import ModelCard, card_to_json
 from genkd.device import choose_device
 from genkd.distillation import DistillReport, check_seed, memory_errors, new_student, train_in
 from genkd.ensemble import Ensemble, Member
-from genkd.errors import InputFileRefused, UsageError
+from genkd.errors import ConfigurationError, InputFileRefused, UsageError
 from genkd.evaluate import load_student
+from genkd.frozen_prior import METHOD as FROZEN_PRIOR
 from genkd.provenance.release import SIZE_LIMITS, STATEMENT_NAME, read_bounded
 from genkd.provenance.statement import (
     STUDENT_NAME,
@@ -118,6 +119,11 @@ def merge(
         raise UsageError("there is no student to merge", hint="name at least one release")
     check_seed(seed)
     chosen = find_recipe(recipe, overrides or {})
+    if chosen.method == FROZEN_PRIOR:
+        raise ConfigurationError(
+            f"the method {FROZEN_PRIOR} draws on a public generative model, and a merge has none",
+            hint="leave out --set method, or use another",
+        )
     limit = Budget.parse(chosen.budget if budget is None else budget)
     where = choose_device(device, precision)
     card = dataclasses.replace(student or union_card(members), description=DESCRIPTION)

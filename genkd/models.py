@@ -288,7 +288,7 @@ def build_model(spec: ModelSpec, *, generator: torch.Generator | None = None) ->
         return build()
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return build()
 
 

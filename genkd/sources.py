@@ -59,15 +59,11 @@ class Sources:
         """Whether some member has a BatchNorm layer, whose statistics tell of its images."""
         return any(len(one) for one in self.statistics)
 
-    def embeddings(self, generator: torch.Generator) -> Tensor:
-        """One unit vector (P, e) a request, the last-layer row of its class less what rows share.
-
-        Args:
-            generator: Source of the random directions.
-        """
+    def embeddings(self) -> Tensor:
+        """One unit vector (P, e) a request: the last-layer row of its class less what all share."""
         tables = []
         for one in self.members:
-            rows = label_embeddings(one, len(one.places), "teacher", generator)
+            rows = label_embeddings(one, len(one.places))
             tables.append(distinct(rows[[one.places.index(label) for label in one.known]]))
         widest = max(table.shape[1] for table in tables)
         return torch.cat([functional.pad(table, (0, widest - table.shape[1])) for table in tables])

@@ -10,7 +10,8 @@ Adam needs three times as many for (CONTRIBUTING.md gives the figures).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -98,10 +99,28 @@ class StudentLearner:
             group["lr"] = rate
         self.student.train()
         figures: dict[str, Tensor] = {}
-        for _ in range(self.recipe.student_steps):
-            figures = self._step(teacher, bank)
+        with self._own_dropout():
+            for _ in range(self.recipe.student_steps):
+                figures = self._step(teacher, bank)
         self.student.eval()
         return figures, rate
+
+    @contextmanager
+    def _own_dropout(self) -> Iterator[None]:
+        """What layers draw from torch's global random state follows from ours, which stays put.
+
+        Dropout and stochastic depth take no generator; without them nothing is drawn from it.
+        """
+        on = self.random.device
+        ahead = torch.Generator(on)
+        ahead.set_state(self.random.get_state())
+        seed = int(torch.randint(2**62, (), generator=ahead, device=on))
+        devices = [on.index or 0] if on.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.default_generator.manual_seed(seed)
+            if devices:
+                torch.cuda.manual_seed(seed)
+            yield
 
     @torch.no_grad()
     def settle(self, bank: SynthesisBank) -> None:
@@ -122,7 +141,9 @@ class StudentLearner:
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # the plain average over all batches
-        self.student.train()
+        self.student.eval()  # dropout rests
+        for norm in norms:
+            norm.train()
         for _ in range(SETTLING_BATCHES if norms else 0):
             images, _ = bank.draw(self.batch, self.random)
             if self.recipe.settling_affine > 0:

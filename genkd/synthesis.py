@@ -46,6 +46,7 @@ from genkd.teacher import Teacher
 ADAM_BETAS = (0.5, 0.999)  # DCGAN's (arXiv:1511.06434): a fast-changing loss wants little momentum
 # Without BatchNorm the class is nearly all that a teacher tells of its images (CONTRIBUTING, 20).
 LABEL_WITHOUT_BATCH_NORM = 4.0
+LEAST_BATCH = 4  # of fewer images statistics say nothing; classes that do not fit take turns
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class SynthesisMethod(ABC):
 
     def halve_batch(self) -> int:
         """Make half as many images a round from now on; how many, or 0 if that is not possible."""
-        if self.batch // 2 < max(4, self.num_classes // 4):
+        if self.batch // 2 < LEAST_BATCH:
             return 0
         self.batch //= 2
         return self.batch
@@ -133,7 +134,7 @@ class Synthesiser(SynthesisMethod):
         self.label_weight = recipe.label_loss_weight * (
             1.0 if self.sources.have_batch_norm else LABEL_WITHOUT_BATCH_NORM
         )
-        embeddings = self.sources.embeddings(generator)
+        embeddings = self.sources.embeddings()
         self.generator = Generator(
             recipe.latent_dim,
             embeddings,
@@ -170,7 +171,7 @@ class Synthesiser(SynthesisMethod):
             "acceptance": chosen.float().mean(),
             "class_entropy": class_entropy(logits),
             "agreement_on_new": agree,
-            "pixel_deviation": spread.nanmean(),
+            "pixel_deviation": spread.nanmean().nan_to_num(0.0),
         }
         if self.prior is not None:
             weights = self._weights(logits, labels, log_probability)

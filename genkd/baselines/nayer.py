@@ -49,10 +49,8 @@ class Nayer(Baseline):
         recipe: What to do.
         device: Where.
         generator: Source of everything random here, on the device.
-        embeddings: float32 (K, e), of all classes of the card. None: the teacher's last layer.
-
-    Raises:
-        ConfigurationError: If there are no embeddings and the teacher has no last layer.
+        embeddings: float32 (K, e), of all classes of the card. None: the teacher's last layer, or
+            one-hot if it has none.
     """
 
     def __init__(
@@ -65,7 +63,7 @@ class Nayer(Baseline):
     ) -> None:
         super().__init__(teacher, recipe, device, generator)
         if embeddings is None:
-            rows = label_embeddings(teacher, len(teacher.places), "teacher", generator)
+            rows = label_embeddings(teacher, len(teacher.places))
             asked = distinct(rows[[teacher.places.index(one) for one in teacher.known]])
         else:
             asked = embeddings[list(teacher.known)]

@@ -72,7 +72,7 @@ class AdversarialLearner:
             raise TypeError(f"a {model.card.family} has no generator to train")
         self.model, self.random = model, random
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             self.discriminator = Discriminator(model).to(model.device)
         self.generator_optimizer = torch.optim.Adam(
             model.decoder.parameters(), lr=GENERATOR_RATE, betas=MOMENTA

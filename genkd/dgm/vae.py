@@ -92,7 +92,7 @@ class VariationalLearner:
             raise TypeError(f"a {model.card.family} has no decoder to train")
         self.model, self.random = model, random
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             self.encoder = Encoder(model).to(model.device)
         self.optimizer = torch.optim.Adam(
             [*self.encoder.parameters(), *model.decoder.parameters()], lr=LEARNING_RATE

@@ -135,7 +135,7 @@ def test_a_round_of_flwr_run_on_stock_supernodes(federation: RealFederation) -> 
 
 
 def test_a_round_of_flwr_run_in_simulation(federation: RealFederation) -> None:
-    pytest.importorskip("ray", reason="needs the extra 'simulation'")
+    pytest.importorskip("ray", reason="needs flwr[simulation]")
     number = next_number(federation)
     memberships = federation.folder / "memberships"
     memberships.mkdir()

@@ -189,7 +189,7 @@ class PointwiseHead(nn.Module):
 
 def test_teacher_embeddings_are_the_normalised_rows_of_its_last_layer() -> None:
     teacher = build_model(ModelSpec("resnet8", 10, 1))
-    embeddings = label_embeddings(teacher, 10, "teacher", seeded(0))
+    embeddings = label_embeddings(teacher, 10)
     rows = teacher.fc.weight.detach()
     assert isinstance(rows, Tensor)
     torch.testing.assert_close(embeddings, rows / rows.norm(dim=1, keepdim=True))
@@ -199,39 +199,17 @@ def test_teacher_embeddings_are_the_normalised_rows_of_its_last_layer() -> None:
 def test_teacher_embeddings_come_from_the_last_fitting_layer() -> None:
     teacher = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 2))
     expected = nn.functional.normalize(teacher[2].weight.detach(), dim=1)
-    assert torch.equal(label_embeddings(teacher, 4, "teacher", seeded(0)), expected)
+    assert torch.equal(label_embeddings(teacher, 4), expected)
 
 
 def test_teacher_embeddings_of_a_convolutional_head() -> None:
     teacher = PointwiseHead()
     expected = nn.functional.normalize(teacher.classifier.weight.detach().flatten(1), dim=1)
-    assert torch.equal(label_embeddings(teacher, 4, "teacher", seeded(0)), expected)
+    assert torch.equal(label_embeddings(teacher, 4), expected)
 
 
-def test_one_hot_embeddings() -> None:
-    assert torch.equal(label_embeddings(nn.Identity(), 4, "one-hot", seeded(0)), torch.eye(4))
-
-
-def test_random_embeddings_are_unit_vectors_of_the_generator() -> None:
-    first, second, other = (
-        label_embeddings(nn.Identity(), 4, "random", seeded(seed)) for seed in (0, 0, 1)
-    )
-    torch.testing.assert_close(first.norm(dim=1), torch.ones(4))
-    assert torch.equal(first, second)
-    assert not torch.equal(first, other)
-
-
-@pytest.mark.parametrize(
-    ("teacher", "kind", "message"),
-    [
-        pytest.param(nn.Linear(4, 3), "teacher", "no last layer", id="other class count"),
-        pytest.param(nn.Identity(), "teacher", "no last layer", id="no layer at all"),
-        pytest.param(nn.Linear(4, 4), "text", "no label embedding", id="unknown kind"),
-    ],
-)
-def test_embeddings_that_cannot_be_had_are_refused(
-    teacher: nn.Module, kind: str, message: str
+@pytest.mark.parametrize("teacher", [nn.Identity(), nn.Linear(4, 3)])
+def test_of_a_teacher_without_a_fitting_last_layer_embeddings_are_one_hot(
+    teacher: nn.Module,
 ) -> None:
-    with pytest.raises(ConfigurationError, match=message) as refusal:
-        label_embeddings(teacher, 4, kind, seeded(0))  # type: ignore[arg-type]
-    assert refusal.value.hint
+    assert torch.equal(label_embeddings(teacher, 4), torch.eye(4))

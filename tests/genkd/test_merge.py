@@ -37,8 +37,8 @@ RECIPE = {
     "warm_up": "0",
     "synthesis_share": "1",
 }
-# A round is 5 x 24 images for the generator and the reward, and 2 x 16 for the student.
-FOUR_ROUNDS = "608 passes"
+# A round is 4 x 24 images for the generator, and 2 x 16 for the student.
+FOUR_ROUNDS = "512 passes"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -100,6 +100,13 @@ def test_an_interrupted_merge_resumes_to_the_same_student(
     assert resumed.read_bytes() == whole.read_bytes()
     again = merged(members, tmp_path / "cut")
     assert again.read_bytes() == whole.read_bytes()
+
+
+def test_a_merge_has_no_public_prior_to_draw_on(members: list[Claimed], tmp_path: Path) -> None:
+    keys = {"method": "frozen-prior", "budget": "1s"}
+    with pytest.raises(ConfigurationError, match="a merge has none"):
+        merged(members, tmp_path / "out", overrides=keys)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_merge_of_other_members_is_not_resumed(members: list[Claimed], tmp_path: Path) -> None:

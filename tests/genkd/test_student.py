@@ -179,6 +179,21 @@ def test_same_random_state_same_student_and_another_another(tiny_teacher: Path) 
     assert not torch.equal(results[0], results[2])
 
 
+def test_dropout_follows_from_the_learners_own_random_state(tiny_teacher: Path) -> None:
+    teacher, bank = load_teacher(tiny_teacher), bank_of("cpu")
+    learners = [learner_of() for _ in range(2)]
+    for seed, learner in enumerate(learners):
+        learner.student = nn.Sequential(learner.student, nn.Dropout(0.5))
+        torch.manual_seed(seed)  # the global state, which is not to matter
+        before = torch.get_rng_state()
+        learner.learn(teacher, bank, 0.5)
+        assert torch.equal(torch.get_rng_state(), before)
+    first, second = map(weights, learners)
+    assert torch.equal(first, second)
+    learners[0].learn(teacher, bank, 0.5)
+    assert not torch.equal(weights(learners[0]), first)
+
+
 def test_the_batch_is_halved_down_to_two_and_no_further() -> None:
     learner = learner_of(student_batch=9)
     assert [learner.halve_batch() for _ in range(4)] == [4, 2, 0, 0]

@@ -509,6 +509,9 @@ def test_the_batch_is_halved_as_long_as_it_makes_sense(teacher: Teacher) -> None
     assert [synthesiser.halve_batch() for _ in range(4)] == [12, 6, 0, 0]
     assert synthesiser.batch == 6
     assert len(synthesiser.synthesise(pupil(teacher), steer=True).images) <= 6
+    many = synthesiser_of(teacher, batch=64)
+    many.num_classes = 1000  # classes that do not fit into a batch take turns
+    assert [many.halve_batch() for _ in range(5)] == [32, 16, 8, 4, 0]
 
 
 @pytest.mark.parametrize(

@@ -43,10 +43,8 @@ RECIPE = Recipe(
     warm_up=0.0,
     synthesis_share=1.0,
 )
-# Of one round: three steps and one look at the result, and two batches for the student; where it is
-# steered, one more look at what the prior proposed.
-UNSTEERED = 4 * 24 + 2 * 16
-PASSES = UNSTEERED + 24
+# Of one round: three steps and one look at the result, and two batches for the student.
+PASSES = 4 * 24 + 2 * 16
 CPU = Device(torch.device("cpu"), "fp32")
 
 
@@ -260,7 +258,7 @@ def test_a_bank_that_is_full_lets_the_oldest_go(teacher: Teacher, run: RunDirect
 
 
 def test_events_tell_the_whole_run_in_order(teacher: Teacher, run: RunDirectory) -> None:
-    budget = f"{2 * UNSTEERED + 2 * PASSES} passes"
+    budget = f"{4 * PASSES} passes"
     train(teacher, run, budget, warm_up=0.4)
     told = events(run)
     assert [event["event"] for event in told] == ["start", *["round"] * 4]

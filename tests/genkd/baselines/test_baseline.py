@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from genkd.bank import as_images
 from genkd.baselines.baseline import Baseline
 from genkd.baselines.deepinversion import DeepInversion
+from genkd.baselines.nayer import Nayer
 from genkd.card import InputCard, ModelCard, ModelSpec
 from genkd.device import Device
 from genkd.errors import ConfigurationError, InputFileRefused
@@ -276,10 +277,19 @@ def test_nothing_is_asked_of_classes_that_the_teacher_does_not_know(
     assert all(float(value.abs()) < 1e3 for value in batch.losses.values()), batch.losses
 
 
-@pytest.mark.parametrize("method", ["dafl", "nayer"])
-def test_a_teacher_without_a_last_layer_is_refused_where_the_method_needs_one(method: str) -> None:
+def test_a_teacher_without_a_last_layer_has_one_hot_classes_for_nayer() -> None:
+    made = make("nayer", pooling())
+    assert isinstance(made, Nayer)
+    assert made.inputs.shape == (3, 3)
+
+
+def pooling() -> Teacher:
     network = nn.Sequential(nn.AdaptiveAvgPool2d((1, 3)), nn.Flatten())
     card = ModelCard(ModelSpec("pool", 3, 1), InputCard(16, 16, 1, (0.5,), (0.3,)))
+    return Teacher(network, card, "0" * 64)
+
+
+def test_a_teacher_without_a_last_layer_is_refused_by_dafl_which_needs_one() -> None:
     with pytest.raises(ConfigurationError, match="last layer with 3 outputs") as caught:
-        make(method, Teacher(network, card, "0" * 64))
+        make("dafl", pooling())
     assert "\n" not in str(caught.value) + caught.value.hint
