@@ -77,11 +77,22 @@ def test_every_flag_that_is_spoken_of_exists(document: str) -> None:
     assert spoken_of <= set().union(*map(options_of, PROGRAMS.values()))
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize("document", [*DOCUMENTS, "docs/study.md", "docs/tried.md"])
 def test_every_link_leads_to_a_file(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
-    assert {link for link in links if not (ROOT / link).exists()} == set()
+    assert {link for link in links if not (ROOT / document).parent.joinpath(link).exists()} == set()
+
+
+@pytest.mark.parametrize("document", ["docs/study.md", "docs/tried.md"])
+def test_every_flag_of_a_benchmark_that_is_spoken_of_exists(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for script, rest in re.findall(r"`(?:benchmarks/)?(\w+\.py) ([^`]*)`", text):
+        spoken_of = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", rest))
+        sources = [(ROOT / "benchmarks" / name).read_text() for name in (script, "compare.py")]
+        assert {
+            flag for flag in spoken_of if not any(f'"{flag}"' in one for one in sources)
+        } == set()
 
 
 @pytest.mark.parametrize("block", blocks("python"))
