@@ -104,8 +104,8 @@ class Recipe:
         generator_rate: Learning rate of its Adam; without a generator, of the images' own; of
             genkd-pixel alpha, a chain's step along its gradient.
         generator_steps: Adam steps for each batch of latents, or of images.
-        generator_rounds: Rounds after which the generator starts anew; 0: never. What its latents
-            meant is then forgotten with it.
+        generator_rounds: Rounds after which the generator starts anew; 0: never. So do the chains
+            of the EBM then, which itself stays.
         latent_dim: d of z.
         latent_rate: Learning rate of the latents, which are moved until G draws of them what is
             wanted; 0 leaves them where the prior put them.
@@ -134,7 +134,8 @@ class Recipe:
         likelihood_weight: Factor on the likelihood; 0: the policy gradient learns alone.
         policy_gradient: "none", "stationary" or "chain"; of the ablation "greedy", a chain whose
             steps are credited with their immediate reward, and "pathwise", the reward's own
-            gradient through generator, teacher, student and chain.
+            gradient through generator, teacher, student and chain. Rewards are compared within a
+            class of a batch: of one that comes once they say nothing.
         policy_segments: Equal parts of a chain at whose ends rewards are measured; 1: at the start
             and the end only, where "greedy" and "chain" are one and the same.
         policy_placebo: Whether rewards are permuted within each class, so that they say nothing.
