@@ -166,10 +166,6 @@ class BatchStatistics:
             self._past[index] = (mean.detach(), variance.detach())
         self._present = {}
 
-    def reset(self) -> None:
-        """Forget all past batches."""
-        self._present, self._past = {}, {}
-
     def state_dict(self) -> dict[str, Tensor]:
         """What is remembered of past batches, for a checkpoint."""
         return {f"{index}": torch.stack(past) for index, past in self._past.items()}

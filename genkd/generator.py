@@ -110,7 +110,6 @@ class Generator(nn.Module):
         base_channels: c, feature maps before the last convolution; 2c before that.
         label_weight: Factor on e_y against z (each z_i has deviation 1, e_y length 1): the smaller,
             the more the generator must listen to z.
-        affine: Whether BatchNorm learns a scale and a shift.
         generator: Source of the initial weights.
 
     Raises:
@@ -127,7 +126,6 @@ class Generator(nn.Module):
         width: int,
         base_channels: int = 16,
         label_weight: float = 1.0,
-        affine: bool = True,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
@@ -146,13 +144,13 @@ class Generator(nn.Module):
         self.input = nn.Linear(
             latent_dim + self.embedding.dimension, wide * self.coarse[0] * self.coarse[1]
         )
-        layers: list[nn.Module] = [nn.BatchNorm2d(wide, affine=affine)]
+        layers: list[nn.Module] = [nn.BatchNorm2d(wide)]
         for stage in range(doublings):
             out = base_channels if stage == doublings - 1 else wide
             layers += [
                 nn.Upsample(scale_factor=2),
                 nn.Conv2d(wide, out, 3, padding=1, bias=False),  # BatchNorm would undo a bias
-                nn.BatchNorm2d(out, affine=affine),
+                nn.BatchNorm2d(out),
                 nn.LeakyReLU(LEAK, inplace=True),
             ]
         self.body = nn.Sequential(*layers)
@@ -162,15 +160,13 @@ class Generator(nn.Module):
         self.to(memory_format=torch.channels_last)
         self.reinitialise(generator)
 
-    def reinitialise(self, generator: torch.Generator, *, input_only: bool = False) -> None:
+    def reinitialise(self, generator: torch.Generator) -> None:
         """Forget what was learned; the optimiser's moments are the caller's to forget.
 
         Args:
             generator: Source of the new weights: the same state gives the same network.
-            input_only: Only the linear layer (NAYER's noisy layer): the new z mean something
-                else, the image-making layers stay.
         """
-        initialise_layers([self.input] if input_only else self.modules(), generator)
+        initialise_layers(self.modules(), generator)
 
     def forward(self, z: Tensor, condition: Tensor) -> Tensor:
         """Draw images.

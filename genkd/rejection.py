@@ -2,9 +2,11 @@
 
     latents = rejection_sample(log_weight, labels, 64, candidates=4, generator=random)
 
-The likelihood fits the EBM to p(z | y) proportional to exp(v(z, y) / beta) N(z; 0, I), v <= 0 being
-what the teacher says of the image of z. Drawing from N(0, I) and keeping a draw with probability
-exp(v / beta) samples that very density (von Neumann 1951), at the price of an image a candidate.
+The likelihood weighs its positives by exp(v(z, y) / beta), v <= 0 being what the teacher says of
+the image of z. Drawing from N(0, I) and keeping a draw with probability exp(v / beta) samples
+p(z | y) proportional to exp(v / beta) N(z; 0, I) (von Neumann 1951), at the price of an image a
+candidate. It is what the EBM would learn of positives drawn from N(0, I); those of GenKD have moved
+with the generator, so the two densities are kin, not the same.
 """
 
 from __future__ import annotations

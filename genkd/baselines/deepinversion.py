@@ -28,7 +28,7 @@ from genkd.baselines.baseline import Baseline, Losses
 from genkd.losses import class_cross_entropy, divergence
 
 TOTAL_VARIATION = 2.5e-5
-SQUARED_NORM = 3e-8
+PIXEL_NORM = 3e-8
 JITTER = 2  # pixels
 # Keeps the norm's gradient finite where an image is flat.
 LEAST = 1e-12
@@ -70,7 +70,7 @@ class DeepInversion(Baseline):
         logits, statistics = self.measure(images)
         label = class_cross_entropy(logits, labels)
         prior = TOTAL_VARIATION * directional_variation(pixels)
-        prior = prior + SQUARED_NORM * torch.linalg.vector_norm(pixels.flatten(1), dim=1).mean()
+        prior = prior + PIXEL_NORM * torch.linalg.vector_norm(pixels.flatten(1), dim=1).mean()
         objective = recipe.label_loss_weight * label + recipe.statistics_weight * statistics + prior
         losses = {"statistics": statistics, "label": label, "image_prior": prior}
         if steer and recipe.adversarial_weight:
