@@ -38,7 +38,7 @@ from genkd.generative_model import GenerativeModel
 from genkd.losses import (
     class_entropy,
     label_log_probability,
-    masked_divergence,
+    reward,
     self_normalised_weights,
     within_class_deviation,
 )
@@ -298,10 +298,6 @@ class FrozenPrior(SynthesisMethod):
         weights = self_normalised_weights(
             values, self.recipe.positive_temperature, labels, self.num_classes
         )
-
-        def reward(teacher_says: Tensor, student_says: Tensor, wanted: Tensor) -> Tensor:
-            right = teacher_says.argmax(1) == wanted
-            return right * masked_divergence(teacher_says, student_says)
 
         def reward_of(states: Tensor, wanted: Tensor) -> Tensor:
             _, teacher_says, student_says = self._draw(states, public, student)

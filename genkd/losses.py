@@ -77,14 +77,22 @@ def masked_divergence(
 
     NAYER (Tran et al. 2024, arXiv:2310.00258), after the adversarial term of DFQ (Choi et al.
     2020, arXiv:2005.04136): hard images of the right class, not images of another class. The
-    generator *maximises* its mean over the batch, zeros included; it is also the policy
-    gradient's reward.
+    generator *maximises* its mean over the batch, zeros included.
 
     Returns:
         (B,), >= 0; the mask carries no gradient.
     """
     agree = teacher_logits.argmax(1) == student_logits.argmax(1)
     return agree * divergence(teacher_logits, student_logits, kind)
+
+
+def reward(teacher_logits: Tensor, student_logits: Tensor, labels: Tensor) -> Tensor:
+    """The policy gradient's reward (B,): `masked_divergence` of images of the class asked for.
+
+    Zero for an image of another class, which would not enter the bank.
+    """
+    right = teacher_logits.argmax(1) == labels
+    return right * masked_divergence(teacher_logits, student_logits)
 
 
 # -- the teacher and the class asked for -----------------------------------------------------------

@@ -45,7 +45,7 @@ from genkd.langevin import Chain, ReplayBuffer
 from genkd.losses import (
     class_cross_entropy,
     label_log_probability,
-    masked_divergence,
+    reward,
     total_variation,
 )
 from genkd.pixel_energy import HeadLearner
@@ -175,12 +175,11 @@ class PixelSynthesiser(Baseline):
         self.learner.remember(features[kept], labels[kept], log_probability[kept])
         rewards = None
         if policy != "none":
-            rewards = kept * masked_divergence(logits, self.ask(student, images))
+            rewards = reward(logits, self.ask(student, images), labels)
         if rewards is not None and walk.chain is not None:
             # What the chain gained: its reward-to-go, with one baseline, at the start.
             before = self.ask(student, self._images(start))
-            right = walk.first_logits.argmax(1) == labels
-            rewards = rewards - right * masked_divergence(walk.first_logits, before)
+            rewards = rewards - reward(walk.first_logits, before, labels)
         with torch.enable_grad():
             return self.learner.learn(features, labels, rewards, walk.chain)
 

@@ -33,6 +33,7 @@ from genkd.losses import (
     class_entropy,
     label_log_probability,
     masked_divergence,
+    reward,
     self_normalised_weights,
     total_variation,
     within_class_deviation,
@@ -178,7 +179,7 @@ class Synthesiser(SynthesisMethod):
             positives = (found, proposal.labels, weights)
             # Of the images that came of the proposals, not of what G made of these before it
             # learnt: those are hardly ever of the wanted class, and never enter the bank.
-            rewards = (logits.argmax(1) == labels) * masked_divergence(logits, student_logits)
+            rewards = reward(logits, student_logits, labels)
             figures = self._learn_prior(self.prior, proposal, positives, rewards, student, steer)
             losses |= {k: figures.pop(k) for k in ("mle", "policy_gradient") if k in figures}
             health |= figures
@@ -358,8 +359,7 @@ class Synthesiser(SynthesisMethod):
     def _reward(self, latents: Tensor, requests: Tensor, student: nn.Module) -> Tensor:
         """What the student has to learn (B,) of G's images of `latents`; 0 of another class."""
         _, teacher_says, student_says = self._draw(latents, requests, student)
-        right = teacher_says.argmax(1) == self.sources.class_of[requests]
-        return right * masked_divergence(teacher_says, student_says)
+        return reward(teacher_says, student_says, self.sources.class_of[requests])
 
     def _differentiable_reward(
         self, latents: Tensor, requests: Tensor, student: nn.Module
@@ -369,8 +369,7 @@ class Synthesiser(SynthesisMethod):
             images = self.generator(latents, requests)
             logits, student_logits = self.sources.answer(images, requests), student(images)
         self.teacher_passes += len(images)
-        right = logits.argmax(1) == self.sources.class_of[requests]
-        return right * masked_divergence(logits, student_logits)
+        return reward(logits, student_logits, self.sources.class_of[requests])
 
 
 @contextmanager
