@@ -31,7 +31,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from compare import ORACLES, parse, parser_of, settings
+from compare import ORACLES, parse, parser_of
 from intervals import paired_difference
 from tables import accuracy, grouped, shown, summary
 from trials import Row, Trial, overrides_of, run_all
@@ -107,9 +107,8 @@ def main() -> None:
     parser.add_argument("--rows", default="", help="for example 1,2,4,7,real; else all")
     arguments = parse(parser)
     names = chosen_rows(arguments.rows)
-    shared = settings(arguments.overrides)
     trials = [
-        Trial(name, overrides_of(ROWS[name], shared), pair, seed, budget)
+        Trial(name, overrides_of(ROWS[name], arguments.overrides), pair, seed, budget)
         for seed in range(arguments.seeds)
         for pair in arguments.chosen
         for budget in arguments.budget or ("600core-seconds",)

@@ -23,6 +23,9 @@ from pathlib import Path
 from tables import summary, write_plots
 from trials import PAIRS, Trial, check_images, overrides_of, run_all
 
+from genkd.errors import UsageError
+from genkd.recipe import parse_overrides
+
 METHODS = (
     *("genkd", "noise", "deepinversion", "dafl", "dfad", "zskt", "dfq", "fastdfkd", "nayer"),
 )
@@ -61,9 +64,8 @@ BUDGETS = {
 
 def trials_of(arguments: argparse.Namespace) -> list[Trial]:
     """Every trial, the seeds outermost, so that an early stop leaves whole comparisons."""
-    shared = settings(arguments.overrides)
     return [
-        Trial(method, overrides(method, arguments.preset, shared), pair, seed, budget)
+        Trial(method, overrides(method, arguments.preset, arguments.overrides), pair, seed, budget)
         for seed in range(arguments.seeds)
         for pair in arguments.chosen
         for budget in arguments.budget or BUDGETS[arguments.preset]
@@ -77,12 +79,6 @@ def overrides(method: str, preset: str, shared: dict[str, str]) -> tuple[tuple[s
         return overrides_of(ORACLES[method], {})
     sized = {**SIZES[preset], **OF_METHOD[preset].get(method, {}), **shared}
     return overrides_of({"method": method}, sized)
-
-
-def settings(texts: list[str]) -> dict[str, str]:
-    """KEY=VALUE of each text."""
-    pairs = [text.partition("=") for text in texts]
-    return {key: value for key, _, value in pairs}
 
 
 def parser_of(description: str, out: str) -> argparse.ArgumentParser:
@@ -105,6 +101,10 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     arguments.chosen = tuple(p for p in PAIRS[arguments.preset] if arguments.pairs in p.name)
     if not arguments.chosen or arguments.seeds < 1:
         parser.error(f"no pair of {arguments.preset} is called {arguments.pairs!r}, or no seeds")
+    try:
+        arguments.overrides = parse_overrides(arguments.overrides)
+    except UsageError as error:
+        parser.error(f"{error}: {error.hint}")
     check_images(arguments.chosen, arguments.data)
     arguments.out.mkdir(parents=True, exist_ok=True)
     return arguments

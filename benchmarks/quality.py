@@ -41,10 +41,10 @@ from genkd.bank import quantise
 from genkd.canonical import canonical_json
 from genkd.digest import sha256_bytes, sha256_file
 from genkd.durable import atomic_write
-from genkd.errors import InputFileRefused
+from genkd.errors import InputFileRefused, UsageError
 from genkd.evaluate import evaluate, load_student
 from genkd.images import LabelledImages, read_images
-from genkd.recipe import Budget
+from genkd.recipe import Budget, parse_overrides
 from genkd.teacher import Teacher, load_teacher
 
 Row = dict[str, Any]
@@ -162,7 +162,7 @@ def source_of_prior(checkpoint: Path, arguments: argparse.Namespace, teacher: Te
             budget=arguments.budget,
             seed=arguments.seed,
             prior=checkpoint,
-            overrides=dict(text.split("=", 1) for text in arguments.overrides),
+            overrides=arguments.overrides,
         )
     require_run_of(run, str(model.sha256), arguments)
 
@@ -295,8 +295,10 @@ def parse() -> argparse.Namespace:
         parser.error("give run directories, or --priors FOLDER")
     if arguments.real < arguments.images or arguments.images < LEAST_IMAGES:
         parser.error(f"--real is at least --images, and that at least {LEAST_IMAGES}")
-    if any("=" not in text for text in arguments.overrides):
-        parser.error("--set takes KEY=VALUE")
+    try:
+        arguments.overrides = parse_overrides(arguments.overrides)
+    except UsageError as error:
+        parser.error(f"{error}: {error.hint}")
     if sha256_file(arguments.judge) == sha256_file(arguments.teacher):
         parser.error("the judge is the teacher itself: give another classifier")
     arguments.checkpoints = []

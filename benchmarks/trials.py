@@ -23,7 +23,7 @@ from typing import Any
 from genkd.baselines.presets import unread_keys
 from genkd.digest import sha256_file
 from genkd.durable import atomic_write
-from genkd.recipe import find_recipe
+from genkd.recipe import find_recipe, idle_keys, resolve
 
 ROOT = Path(__file__).parent.parent
 # Core-seconds are compared, so one thread is the honest default: more of them waste some.
@@ -113,15 +113,15 @@ class Trial:
 
 
 def overrides_of(own: Mapping[str, str], shared: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """A trial's own recipe keys over those of the whole study, as far as its method reads them.
+    """A trial's own recipe keys over those of the whole study, as far as its recipe reads them.
 
     An oracle makes no images and has no recipe, so it keeps its own only.
     """
     if "oracle" in own:
         return tuple(own.items())
-    method = own.get("method", "genkd")
-    unread = frozenset() if method == "genkd" else unread_keys(method)
-    return tuple({**{k: v for k, v in shared.items() if k not in unread}, **own}.items())
+    recipe = resolve("standard", {**shared, **own})
+    unread = (unread_keys(recipe.method) | idle_keys(recipe).keys()) - own.keys()
+    return tuple((k, v) for k, v in {**shared, **own}.items() if k not in unread)
 
 
 def teacher_file(pair: Pair, teachers: Path | None) -> Path:

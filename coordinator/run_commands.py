@@ -10,8 +10,9 @@ import typer
 
 from coordinator.settings import FederationFlag, Settings
 from genkd.console import Answer, AsJson, columns, say
-from genkd.errors import UsageError, VerificationFailed
+from genkd.errors import VerificationFailed
 from genkd.layered_settings import ChainFlag, KeysFlag, RegistryFlag, RpcFlag
+from genkd.recipe import parse_overrides
 
 if TYPE_CHECKING:
     from flwr.app import Context
@@ -115,7 +116,7 @@ def run(
         seed=seed,
         device=device,
         precision=precision,
-        overrides=_overrides(overrides or []),
+        overrides=parse_overrides(overrides or []),
     )
     for read in (request.plan, request.start):
         read()  # what is wrong with it is said before a passphrase is asked for
@@ -209,7 +210,7 @@ def merge(
         budget=budget,
         device=device,
         precision=precision,
-        overrides=_overrides(overrides or []),
+        overrides=parse_overrides(overrides or []),
     )
     merged = merge_releases(
         found,
@@ -232,16 +233,3 @@ def _require_signed(path: Path) -> None:
         raise VerificationFailed(
             f"{path} is {verification.summary}", hint="leave it out, or ask its node for another"
         )
-
-
-def _overrides(texts: Sequence[str]) -> dict[str, str]:
-    """`["batch=32"]` as `{"batch": "32"}`; what the keys mean is the recipe's business."""
-    found: dict[str, str] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not key or not equals or key in found:
-            raise UsageError(
-                f"--set {text} is not KEY=VALUE, or stands twice", hint="for example --set batch=32"
-            )
-        found[key] = value
-    return found

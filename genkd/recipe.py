@@ -14,7 +14,7 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self, get_args, get_type_hints
 
@@ -343,15 +343,40 @@ PRESETS: Mapping[str, Recipe] = {
 }
 
 
-def find_recipe(name: str, overrides: Mapping[str, str]) -> Recipe:
-    """The preset of that name, with its overrides.
+# What only the EBM reads, and of that what only its policy gradient does.
+OF_POLICY = ("policy_weight", "policy_segments", "effective_share")
+OF_ENERGY = (
+    *("energy_rate", "energy_steps", "langevin_steps", "langevin_step_size"),
+    *("positive_temperature", "likelihood_weight", "policy_gradient", *OF_POLICY),
+)
+
+
+def idle_keys(recipe: Recipe) -> Mapping[str, str]:
+    """Keys of GenKD that have no effect in this recipe, each with the setting that makes it so."""
+    idle: dict[str, str] = {}
+    if recipe.policy_gradient == "none":
+        idle |= dict.fromkeys(OF_POLICY, "policy_gradient=none")
+    elif recipe.policy_gradient not in ("chain", "greedy"):
+        idle["policy_segments"] = f"policy_gradient={recipe.policy_gradient}"
+    if not recipe.energy:
+        idle |= dict.fromkeys(OF_ENERGY, "energy=no")
+        if recipe.policy_gradient == "none":
+            del idle["policy_gradient"]  # it says what holds
+        if recipe.rejection_candidates:
+            del idle["positive_temperature"]
+        if recipe.method == "genkd-pixel":  # its chains are what moves the images
+            del idle["langevin_steps"], idle["langevin_step_size"]
+    return idle
+
+
+def resolve(name: str, overrides: Mapping[str, str]) -> Recipe:
+    """The preset of that name with its overrides, whether or not all of them have an effect.
 
     An override of `method` sets what that method reads to the values of its paper; the other
     overrides then change those.
 
     Raises:
-        ConfigurationError: If there is no such preset, an override does not fit, or it sets a key
-            that the method does not read.
+        ConfigurationError: If there is no such preset, or an override does not fit.
     """
     if name not in PRESETS:
         raise ConfigurationError(
@@ -359,12 +384,47 @@ def find_recipe(name: str, overrides: Mapping[str, str]) -> Recipe:
         )
     preset = PRESETS[name]
     method = overrides.get("method", preset.method)
-    if method not in get_args(Method) or method == "genkd":
-        return preset.with_overrides(overrides)
-    for key in overrides.keys() & unread_keys(method):
-        raise ConfigurationError(
-            f"the method {method} does not read the recipe key {key}",
-            hint=f"leave it out; it reads {', '.join(METHOD_PRESETS[method])}",
-        )
-    preset = dataclasses.replace(preset, method=method, **preset_of(method))  # type: ignore[arg-type]
+    if method in METHOD_PRESETS:
+        preset = dataclasses.replace(preset, method=method, **preset_of(method))  # type: ignore[arg-type]
     return preset.with_overrides(overrides)
+
+
+def find_recipe(name: str, overrides: Mapping[str, str]) -> Recipe:
+    """As `resolve`, and refuses what has no effect.
+
+    Raises:
+        ConfigurationError: If there is no such preset, an override does not fit, or it sets a key
+            that the method, or the recipe, does not read.
+    """
+    recipe = resolve(name, overrides)
+    for key in sorted(overrides.keys() & unread_keys(recipe.method)):
+        raise ConfigurationError(
+            f"the method {recipe.method} does not read the recipe key {key}",
+            hint=f"leave it out; it reads {', '.join(METHOD_PRESETS[recipe.method])}",
+        )
+    for key, because in sorted(idle_keys(recipe).items()):
+        if key in overrides:
+            raise ConfigurationError(
+                f"the recipe key {key} has no effect with {because}",
+                hint=f"leave it out, or change {because.split('=')[0]}",
+            )
+    return recipe
+
+
+def parse_overrides(texts: Sequence[str]) -> dict[str, str]:
+    """`["batch=32"]` as `{"batch": "32"}`; what the keys mean is `find_recipe`'s business.
+
+    Raises:
+        UsageError: If one is not KEY=VALUE, or a key is given twice.
+    """
+    overrides: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise UsageError(
+                f"--set {text[:40]} is not KEY=VALUE", hint="for example --set batch=32"
+            )
+        if key in overrides:
+            raise UsageError(f"--set {key[:40]} is given twice", hint="give it once")
+        overrides[key] = value
+    return overrides

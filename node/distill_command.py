@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from genkd.console import Answer, AsJson, columns, say
-from genkd.errors import UsageError
-from genkd.recipe import Method
+from genkd.recipe import Method, parse_overrides
 from genkd.signals import stop_signals
 from node.evaluation import (
     ModelFile,
@@ -168,23 +166,6 @@ def distill(
             )
             record_evaluation(out, evaluation)
     return _answer(out, report, evaluation)
-
-
-def parse_overrides(texts: Sequence[str]) -> dict[str, str]:
-    """`["batch=32"]` as `{"batch": "32"}`; what the keys mean is the recipe's business.
-
-    Raises:
-        UsageError: If one is not KEY=VALUE, or a key is given twice.
-    """
-    overrides: dict[str, str] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not key or not equals:
-            raise UsageError(f"--set {text} is not KEY=VALUE", hint="for example --set batch=32")
-        if key in overrides:
-            raise UsageError(f"--set {key} is given twice", hint="give it once")
-        overrides[key] = value
-    return overrides
 
 
 def run_name(teacher: Path, student: str, seed: int) -> str:

@@ -143,6 +143,8 @@ def test_every_method_is_one_there_is(method: str) -> None:
 def test_a_study_key_goes_only_where_it_is_read() -> None:
     shared = {"batch": "32", "langevin_steps": "5"}
     assert dict(trials.overrides_of({"method": "genkd"}, shared)) == {**shared, "method": "genkd"}
+    no_energy = trials.overrides_of({"energy": "no"}, {**shared, "policy_gradient": "chain"})
+    assert dict(no_energy) == {"batch": "32", "energy": "no"}
     dafl = dict(trials.overrides_of({"method": "dafl"}, shared))
     assert "langevin_steps" not in dafl
     find_recipe("standard", dafl)

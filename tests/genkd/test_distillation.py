@@ -28,6 +28,7 @@ from genkd.durable import TEMPORARY_PREFIX, unwritable
 from genkd.errors import ConfigurationError, GenKDError, InputFileRefused, ResourceExhausted
 from genkd.evaluate import load_student
 from genkd.models import build_model
+from genkd.recipe import idle_keys, resolve
 from genkd.student import StudentLearner
 from genkd.teacher import load_teacher
 from genkd.train import train_student
@@ -72,6 +73,8 @@ def _quick_to_measure() -> Iterator[None]:
 
 def run_with(teacher: Path, out: Path, **changes: Any) -> DistillReport:
     overrides = {**RECIPE, **changes.pop("overrides", {})}
+    for key in idle_keys(resolve("standard", overrides)).keys() & RECIPE.keys():
+        del overrides[key]
     arguments: dict[str, Any] = {
         "teacher": teacher,
         "out": out,

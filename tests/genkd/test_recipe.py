@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from genkd.errors import ConfigurationError, UsageError
-from genkd.recipe import BOUNDS, PRESETS, Budget, Recipe, find_recipe
+from genkd.recipe import (
+    BOUNDS,
+    OF_ENERGY,
+    PRESETS,
+    Budget,
+    Recipe,
+    find_recipe,
+    parse_overrides,
+)
 
 FIELDS = {field.name: field.default for field in dataclasses.fields(Recipe)}
 
@@ -184,3 +192,70 @@ def test_the_ends_of_a_bound_are_inside_and_beyond_is_not(key: str) -> None:
         outside: dict[str, Any] = {key: value}
         with pytest.raises(ConfigurationError, match=f"recipe key {key}"):
             Recipe(**outside)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "because"),
+    [
+        ({"policy_weight": "1"}, "policy_weight", "policy_gradient=none"),
+        ({"effective_share": "0"}, "effective_share", "policy_gradient=none"),
+        (
+            {"policy_gradient": "stationary", "policy_segments": "4"},
+            "policy_segments",
+            "policy_gradient=stationary",
+        ),
+        ({"energy": "no", "langevin_steps": "5"}, "langevin_steps", "energy=no"),
+        ({"energy": "no", "policy_gradient": "chain"}, "policy_gradient", "energy=no"),
+        ({"energy": "no", "positive_temperature": "1"}, "positive_temperature", "energy=no"),
+        (
+            {"method": "frozen-prior", "energy": "no", "langevin_steps": "5"},
+            "langevin_steps",
+            "energy=no",
+        ),
+        (
+            {"method": "genkd-pixel", "energy": "no", "energy_steps": "1"},
+            "energy_steps",
+            "energy=no",
+        ),
+    ],
+)
+def test_a_key_that_another_makes_idle_is_refused(
+    overrides: dict[str, str], key: str, because: str
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        find_recipe("standard", overrides)
+    assert str(caught.value) == f"the recipe key {key} has no effect with {because}"
+    assert because.split("=")[0] in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"policy_gradient": "stationary", "policy_weight": "1"},
+        {"policy_gradient": "chain", "policy_segments": "4"},
+        {"policy_gradient": "greedy", "policy_segments": "4"},
+        {"energy": "no", "policy_gradient": "none"},
+        {"energy": "no", "rejection_candidates": "4", "positive_temperature": "1"},
+        {"method": "genkd-pixel", "energy": "no", "langevin_steps": "5"},
+    ],
+)
+def test_a_key_that_has_an_effect_is_taken(overrides: dict[str, str]) -> None:
+    recipe = find_recipe("standard", overrides)
+    for key, text in overrides.items():
+        assert str(getattr(recipe, key)) == {"no": "False", "1": "1.0"}.get(text, text)
+
+
+def test_every_idle_key_is_a_key_of_a_recipe() -> None:
+    assert set(OF_ENERGY) <= set(FIELDS)
+
+
+def test_overrides_keep_what_stands_behind_the_first_equals_sign() -> None:
+    assert parse_overrides(["a=", "b=1=2"]) == {"a": "", "b": "1=2"}
+
+
+@pytest.mark.parametrize("texts", [["a"], ["=1"], [""], ["a=1", "a=1"], ["x" * 10_000]])
+def test_what_is_no_override_or_stands_twice_is_refused(texts: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_overrides(texts)
+    assert str(caught.value).startswith("--set ")
+    assert len(str(caught.value)) < 100

@@ -11,9 +11,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from genkd.card import InputCard
-from genkd.errors import UsageError
 from node.cli import main
-from node.distill_command import parse_overrides, run_name
+from node.distill_command import run_name
 
 
 @dataclass
@@ -179,12 +178,6 @@ def test_a_wrong_flag_is_refused_before_any_work(
     assert message in err
     assert "hint: " in err
     assert recorder.calls == []
-
-
-def test_overrides_keep_what_stands_behind_the_first_equals_sign() -> None:
-    assert parse_overrides(["a=", "b=1=2"]) == {"a": "", "b": "1=2"}
-    with pytest.raises(UsageError):
-        parse_overrides(["a"])
 
 
 @pytest.mark.parametrize(
