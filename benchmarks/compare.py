@@ -21,10 +21,11 @@ import json
 from pathlib import Path
 
 from tables import summary, write_plots
-from trials import PAIRS, Trial, check_images, overrides_of, run_all
+from trials import PAIRS, Trial, check_pairs, overrides_of, refuse_unread, run_all
 
+from genkd.durable import atomic_write
 from genkd.errors import UsageError
-from genkd.recipe import parse_overrides
+from genkd.recipe import Budget, parse_overrides
 
 METHODS = (
     *("genkd", "noise", "deepinversion", "dafl", "dfad", "zskt", "dfq", "fastdfkd", "nayer"),
@@ -103,9 +104,11 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
         parser.error(f"no pair of {arguments.preset} is called {arguments.pairs!r}, or no seeds")
     try:
         arguments.overrides = parse_overrides(arguments.overrides)
+        for budget in arguments.budget or ():
+            Budget.parse(budget)
     except UsageError as error:
         parser.error(f"{error}: {error.hint}")
-    check_images(arguments.chosen, arguments.data)
+    check_pairs(arguments.chosen, arguments.data, arguments.teachers)
     arguments.out.mkdir(parents=True, exist_ok=True)
     return arguments
 
@@ -114,15 +117,21 @@ def main() -> None:
     """Run what is missing, then print the tables."""
     parser = parser_of("Compare GenKD with the field.", "runs/compare")
     parser.add_argument("--methods", default=",".join(METHODS))
-    study(parse(parser), "compare")
+    arguments = parse(parser)
+    if unknown := set(arguments.methods.split(",")) - {*METHODS, *ORACLES}:
+        named = ", ".join((*METHODS, *ORACLES))
+        parser.error(f"no methods {', '.join(sorted(unknown))}; there are {named}")
+    study(arguments, "compare")
 
 
 def study(arguments: argparse.Namespace, name: str) -> None:
     """Run what is missing of `arguments.methods`; write and print the tables."""
-    rows = run_all(trials_of(arguments), arguments.out, arguments.data, arguments.teachers)
-    (arguments.out / f"{name}.json").write_text(json.dumps(rows, indent=2))
+    trials = trials_of(arguments)
+    refuse_unread(arguments.overrides, trials)
+    rows = run_all(trials, arguments.out, arguments.data, arguments.teachers)
+    atomic_write(arguments.out / f"{name}.json", json.dumps(rows, indent=2).encode())
     text = summary(rows, arguments.methods.split(",")[0])
-    (arguments.out / f"{name}.md").write_text(text)
+    atomic_write(arguments.out / f"{name}.md", text.encode())
     plots = write_plots(rows, arguments.out)
     print(text)
     print("\n".join(str(path) for path in plots))

@@ -4,7 +4,7 @@
     python benchmarks/quality.py --priors FOLDER --budget 60core-seconds --data FOLDER --judge ...
 
 The first form takes finished runs of any method: the images of samples.npz, and the student's top-1
-on --data (that of evaluation.json where it was measured on as many images). The second takes
+on --data. The second takes
 generative models that `genkd-prior train --checkpoints N` wrote: each is asked for images, and a
 student is distilled through it at an equal budget. Both may be given together, for one table each.
 
@@ -22,6 +22,7 @@ extra `study`.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import sys
@@ -43,8 +44,9 @@ from genkd.digest import sha256_bytes, sha256_file
 from genkd.durable import atomic_write
 from genkd.errors import InputFileRefused, UsageError
 from genkd.evaluate import evaluate, load_student
+from genkd.frozen_prior import METHOD
 from genkd.images import LabelledImages, read_images
-from genkd.recipe import Budget, parse_overrides
+from genkd.recipe import Budget, find_recipe, parse_overrides
 from genkd.teacher import Teacher, load_teacher
 
 Row = dict[str, Any]
@@ -187,6 +189,11 @@ def require_run_of(run: Path, prior_sha256: str, arguments: argparse.Namespace) 
         "student": arguments.student,
         "seed": arguments.seed,
         "budget": str(Budget.parse(arguments.budget)),
+        "recipe": dataclasses.asdict(
+            find_recipe("standard", {"method": METHOD, **arguments.overrides}).within(
+                Budget.parse(arguments.budget)
+            )
+        ),
     }
     found = json.loads((run / "config.json").read_text("utf-8"))
     for key, value in wanted.items():

@@ -27,6 +27,7 @@ from genkd.bank import SynthesisBank
 from genkd.card import ModelCard, ModelSpec, card_to_json
 from genkd.cost import peak_memory_bytes
 from genkd.device import Device, choose_device
+from genkd.durable import atomic_write
 from genkd.errors import GenKDError
 from genkd.images import LabelledImages, as_card_wants, idx_images_in, read_labelled_arrays
 from genkd.models import build_model
@@ -40,11 +41,13 @@ def training_images(source: str, card: ModelCard) -> LabelledImages:
     """The training set beside the test set `source`.
 
     Raises:
-        SystemExit: If it is not there.
+        SystemExit: If it is not there. One file has no training part: it is the test set itself.
     """
-    folder = Path(source)
-    if folder.is_dir() and not idx_images_in(folder, "train"):
-        raise SystemExit(f"{source} holds no train-images-idx3-ubyte: the oracles need it")
+    known = source.startswith("torchvision:") or bool(idx_images_in(Path(source), "train"))
+    if not known:
+        raise SystemExit(
+            f"{source} is no folder that holds train-images-idx3-ubyte: the oracles need it"
+        )
     try:
         images, labels = read_labelled_arrays(source, "train")
         return as_card_wants(images, labels, card, source)
@@ -144,7 +147,7 @@ def main() -> None:
     state = network.to("cpu").state_dict()
     metadata = {"v": 1, "card": card_to_json(card)}
     write_model(arguments.out / "student.safetensors", state, metadata)
-    (arguments.out / "result.json").write_text(json.dumps(result, indent=2))
+    atomic_write(arguments.out / "result.json", json.dumps(result, indent=2).encode())
 
 
 if __name__ == "__main__":

@@ -23,7 +23,10 @@ from typing import Any
 from genkd.baselines.presets import unread_keys
 from genkd.digest import sha256_file
 from genkd.durable import atomic_write
+from genkd.errors import GenKDError
+from genkd.images import read_images
 from genkd.recipe import find_recipe, idle_keys, resolve
+from genkd.teacher import load_teacher
 
 ROOT = Path(__file__).parent.parent
 # Core-seconds are compared, so one thread is the honest default: more of them waste some.
@@ -49,8 +52,8 @@ class Pair:
 
 
 def _cifar(teacher: str, student: str, classes: int = 100) -> Pair:
-    file = f"cifar{classes}-{teacher.removeprefix('torchvision:')}.safetensors"
-    name = f"cifar{classes} {teacher} to {student}".replace("torchvision:", "")
+    file = f"cifar{classes}-{teacher}.safetensors"
+    name = f"cifar{classes} {teacher} to {student}"
     return Pair(name, file, student, f"torchvision:CIFAR{classes}:{{data}}")
 
 
@@ -79,7 +82,7 @@ PAIRS = {
             ("wrn40-2", "wrn16-1"),
             ("wrn40-2", "wrn16-2"),
             ("wrn40-2", "wrn40-1"),
-            ("torchvision:resnet34", "torchvision:resnet18"),
+            ("resnet34-cifar", "resnet18-cifar"),
             ("resnet32x4", "resnet8x4"),
         )
     ),
@@ -142,21 +145,33 @@ def teacher_file(pair: Pair, teachers: Path | None) -> Path:
     return path
 
 
-def check_images(pairs: tuple[Pair, ...], data: str) -> None:
-    """Refuse test data that are not there before hours are spent.
+def check_pairs(pairs: tuple[Pair, ...], data: str, teachers: Path | None) -> None:
+    """Read every teacher and test set once, so that none is refused after hours.
 
     Raises:
         SystemExit: With what to do.
     """
     for pair in pairs:
-        source = pair.images.format(data=data)
-        path = Path(os.path.expanduser(source.split(":", 2)[-1]))
-        if not path.exists():
+        try:
+            card = load_teacher(teacher_file(pair, teachers)).card
+            read_images(pair.images.format(data=data), card)
+        except GenKDError as error:
             raise SystemExit(
-                f"{pair.name}: {path} does not exist\n"
+                f"{pair.name}: {error}\n{error.hint}\n"
                 "Give the folder that holds the data set as --data: the idx files of Fashion-MNIST "
                 "(Debian: dataset-fashion-mnist), or torchvision's root of CIFAR"
-            )
+            ) from error
+
+
+def refuse_unread(shared: Mapping[str, str], trials: list[Trial]) -> None:
+    """Refuse recipe keys of a whole study that none of its trials reads.
+
+    Raises:
+        SystemExit: If there is one.
+    """
+    read = {key for trial in trials for key, _ in trial.overrides}
+    if unread := shared.keys() - read:
+        raise SystemExit(f"--set {', '.join(sorted(unread))} has no effect on any of these trials")
 
 
 def run_trial(trial: Trial, out: Path, data: str, teachers: Path | None = None) -> Row:
@@ -170,7 +185,8 @@ def run_trial(trial: Trial, out: Path, data: str, teachers: Path | None = None) 
     identity = json.loads(json.dumps(asdict(trial)))
     # What the trial's words stand for today: the defaults of a recipe change, and so may files.
     identity["means"] = {
-        "recipe": {} if "oracle" in overrides else asdict(find_recipe("standard", overrides)),
+        # An oracle has the student's loop of the standard recipe.
+        "recipe": asdict(find_recipe("standard", {} if "oracle" in overrides else overrides)),
         "teacher": sha256_file(teacher),
         "images": str(Path(trial.pair.images.format(data=data)).absolute()),
     }
@@ -193,7 +209,9 @@ def run_trial(trial: Trial, out: Path, data: str, teachers: Path | None = None) 
         settings = [part for key, value in trial.overrides for part in ("--set", f"{key}={value}")]
         _genkd(
             *("distill", "--teacher", str(teacher), "--student", trial.pair.student),
-            *("--budget", trial.budget, "--seed", str(trial.seed), "--out", str(folder)),
+            # Whatever the user's own settings say: a kept row is of the standard recipe.
+            *("--recipe", "standard", "--budget", trial.budget, "--seed", str(trial.seed)),
+            *("--out", str(folder)),
             *settings,
         )
     answer = _genkd(
@@ -241,5 +259,14 @@ def _call(*arguments: str) -> bytes:
         [sys.executable, *arguments], stdout=subprocess.PIPE, env=environment, check=False
     )
     if done.returncode:
-        raise SystemExit(f"the trial failed (exit {done.returncode}); repeat to resume it")
+        raise SystemExit(f"the trial failed (exit {done.returncode}){_reason(done.stdout)}")
     return done.stdout
+
+
+def _reason(answer: bytes) -> str:
+    """What a command that failed says of it as JSON; the oracles say it on stderr."""
+    try:
+        error = json.loads(answer)["error"]
+        return f": {error['message']}\nhint: {error['hint']}"
+    except (ValueError, KeyError, TypeError):
+        return "; see above, and repeat to resume it"

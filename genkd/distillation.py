@@ -31,7 +31,7 @@ from genkd.frozen_prior import method_of, require_prior_fits
 from genkd.generative_model import GenerativeModel, load_generative_model
 from genkd.methods import require_embeddings_fit
 from genkd.models import build_model
-from genkd.recipe import Budget, Recipe, find_recipe
+from genkd.recipe import Budget, Recipe, find_budget, find_recipe
 from genkd.report import write_report
 from genkd.results import write_results
 from genkd.run_directory import RunDirectory
@@ -141,7 +141,8 @@ def distill(
     """
     chosen = find_recipe(recipe, with_method(overrides or {}, method_of(method, prior)))
     require_embeddings_fit(chosen, label_embeddings is not None)
-    limit = Budget.parse(chosen.budget if budget is None else budget)
+    limit = find_budget(chosen, overrides or {}, budget)
+    chosen = chosen.within(limit)
     check_seed(seed)
     where = choose_device(device, precision)
     loaded = load_teacher(

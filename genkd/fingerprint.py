@@ -150,7 +150,8 @@ def _tensor_count(architecture: str) -> int | None:
         return 30 * ((int(match[1]) - 4) // 6) + (9 if match[2] == "1" else 10)
     if match := LENET.fullmatch(architecture):
         return 18 if match[1] else 10
-    return TORCHVISION_TENSORS.get(architecture.removeprefix("torchvision:"))
+    name = architecture.removeprefix("torchvision:").removesuffix("-cifar")
+    return TORCHVISION_TENSORS.get(name)
 
 
 def require_match(expected: Expected, header: Header, what: str) -> None:

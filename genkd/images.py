@@ -309,7 +309,7 @@ def _read_torchvision(source: str, part: Part) -> tuple[NDArray[Any], NDArray[An
         # idx files, which our own reader takes no chances with.
         found = idx_images_in(Path(folder) / name / "raw", part)
         if not found:
-            raise _not_there(name, folder)
+            raise _not_there(name, folder, part)
         return read_idx_pair(found[0])
     try:
         from torchvision import datasets
@@ -328,14 +328,15 @@ def _read_torchvision(source: str, part: Part) -> tuple[NDArray[Any], NDArray[An
     except ImportError as error:
         raise UsageError(f"reading {name} needs scipy", hint="pip install scipy") from error
     except (RuntimeError, OSError) as error:
-        raise _not_there(name, folder) from error
+        raise _not_there(name, folder, part) from error
     labels = data.labels if name == "SVHN" else data.targets
     return np.asarray(data.data), np.asarray(labels)
 
 
-def _not_there(name: str, folder: str) -> InputFileRefused:
+def _not_there(name: str, folder: str, part: Part = "test") -> InputFileRefused:
+    split = f"split='{part}', " if name == "SVHN" else ""  # of the others all parts come together
     return InputFileRefused(
         f"no intact torchvision data set {name} lies in {folder}",
         hint=f"python -c \"from torchvision.datasets import {name}; {name}('{folder}', "
-        'download=True)" fetches it; evaluating never does',
+        f'{split}download=True)" fetches it; evaluating never does',
     )

@@ -31,7 +31,7 @@ from genkd.provenance.statement import (
     Statement,
     competence_figure,
 )
-from genkd.recipe import Budget, find_recipe
+from genkd.recipe import find_budget, find_recipe
 from genkd.teacher import Teacher
 from genkd.train import Progress
 
@@ -124,7 +124,8 @@ def merge(
             f"the method {FROZEN_PRIOR} draws on a public generative model, and a merge has none",
             hint="leave out --set method, or use another",
         )
-    limit = Budget.parse(chosen.budget if budget is None else budget)
+    limit = find_budget(chosen, overrides or {}, budget)
+    chosen = chosen.within(limit)
     where = choose_device(device, precision)
     card = dataclasses.replace(student or union_card(members), description=DESCRIPTION)
     ensemble = ensemble_of(members, card)

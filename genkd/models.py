@@ -177,6 +177,28 @@ class LeNet(nn.Module):
         return logits
 
 
+def small_image_resnet(layers: int, num_classes: int, in_channels: int) -> nn.Module:
+    """ResNet-18 or -34 as the papers of this field take it for CIFAR.
+
+    The network of He et al. 2015 for ImageNet, but its first convolution is 3x3 with a stride of 1,
+    and no max pooling follows: at 32x32 the usual ones would leave 8x8 for the first stage.
+
+    Args:
+        layers: 18 or 34.
+        num_classes: K.
+        in_channels: C of the images.
+    """
+    from torchvision import models
+
+    builder = {18: models.resnet18, 34: models.resnet34}[layers]
+    network: nn.Module = builder(weights=None, num_classes=num_classes)
+    first = nn.Conv2d(in_channels, 64, 3, 1, 1, bias=False)
+    nn.init.kaiming_normal_(first.weight, mode="fan_out", nonlinearity="relu")  # as its others
+    network.conv1, network.maxpool = first, nn.Identity()
+    return network
+
+
+SMALL_IMAGE_RESNET = re.compile(r"resnet(18|34)-cifar")
 RESNET = re.compile(r"resnet(\d{1,4})(|-half|-quarter|x2|x4)")
 WRN = re.compile(r"wrn(\d{1,4})-(\d{1,2})")
 LENET = re.compile(r"lenet5(|-bn)(|-half|-quarter|x2|x4)")
@@ -193,6 +215,10 @@ def builder_of(spec: ModelSpec) -> Callable[[], nn.Module]:
         depth, width = int(match[1]), WIDTH_SUFFIXES[match[2]]
         if depth % 6 == 2 and 8 <= depth <= MAX_DEPTH:
             return lambda: ResNet(depth, classes, channels, width)
+    if match := SMALL_IMAGE_RESNET.fullmatch(name):
+        layers = int(match[1])
+        require_torchvision()
+        return lambda: small_image_resnet(layers, classes, channels)
     if match := WRN.fullmatch(name):
         depth, factor = int(match[1]), int(match[2])
         if depth % 6 == 4 and 10 <= depth <= MAX_DEPTH and 1 <= factor <= MAX_WIDEN_FACTOR:
@@ -232,13 +258,24 @@ def _with_in_channels(model: nn.Module, in_channels: int) -> nn.Module:
     )
 
 
-def _torchvision_builder(name: str, spec: ModelSpec) -> Callable[[], nn.Module]:
+def require_torchvision() -> None:
+    """Refuse a name that only torchvision can build, where that is missing.
+
+    Raises:
+        UsageError: If it is.
+    """
     try:
-        from torchvision import models
+        import torchvision  # noqa: F401
     except ImportError as error:
         raise UsageError(
             "torchvision is not installed", hint="pip install 'genkd-node[distill]'"
         ) from error
+
+
+def _torchvision_builder(name: str, spec: ModelSpec) -> Callable[[], nn.Module]:
+    require_torchvision()
+    from torchvision import models
+
     # Only the classifiers: segmentation, detection and video models live in named sub-modules.
     if name not in models.list_models(module=models):
         raise UsageError(
@@ -314,6 +351,7 @@ def build_on_meta(spec: ModelSpec) -> nn.Module:
 def known_architectures() -> list[str]:
     """The names tried to recognise a bare file: ours, then common ones of torchvision."""
     ours = [f"resnet{d}{s}" for d in (8, 14, 20, 26, 32, 44, 56, 110) for s in WIDTH_SUFFIXES]
+    ours += ["resnet18-cifar", "resnet34-cifar"]
     ours += [f"wrn{d}-{k}" for d in (10, 16, 22, 28, 40) for k in (1, 2, 4, 8, 10)]
     ours += [f"lenet5{b}{s}" for b in ("", "-bn") for s in WIDTH_SUFFIXES]
     torchvision = (

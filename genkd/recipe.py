@@ -243,6 +243,12 @@ class Recipe:
         except UsageError as error:
             raise ConfigurationError(f"recipe key budget: {error}", hint=error.hint) from error
 
+    def within(self, budget: Budget) -> Self:
+        """What is left of it under `budget`: one in samples is spent by making images only."""
+        if budget.unit != "samples":
+            return self
+        return dataclasses.replace(self, synthesis_share=1.0)
+
     def with_overrides(self, overrides: Mapping[str, str]) -> Self:
         """This recipe with some keys given as text, as `--set KEY=VALUE` does.
 
@@ -409,6 +415,31 @@ def find_recipe(name: str, overrides: Mapping[str, str]) -> Recipe:
                 hint=f"leave it out, or change {because.split('=')[0]}",
             )
     return recipe
+
+
+def find_budget(recipe: Recipe, overrides: Mapping[str, str], text: str | None) -> Budget:
+    """The budget `text`, or the recipe's if that is None.
+
+    Args:
+        recipe: Of `find_recipe`.
+        overrides: What was said of the recipe.
+        text: As `Budget.parse` takes it.
+
+    Raises:
+        UsageError: If it is no budget, is said twice, or leaves another override without effect.
+    """
+    if text is not None and "budget" in overrides:
+        raise UsageError(
+            f"the budget is both {text[:40]} and the recipe key {overrides['budget'][:40]}",
+            hint="leave one of them out; GENKD_BUDGET and genkd.toml say one, too",
+        )
+    budget = Budget.parse(recipe.budget if text is None else text)
+    if "synthesis_share" in overrides and recipe.within(budget) != recipe:
+        raise UsageError(
+            "the recipe key synthesis_share has no effect with a budget in samples",
+            hint="leave it out, or give a budget in time or passes",
+        )
+    return budget
 
 
 def parse_overrides(texts: Sequence[str]) -> dict[str, str]:

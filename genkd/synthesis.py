@@ -350,7 +350,9 @@ class Synthesiser(SynthesisMethod):
 
         def reward_of(latents: Tensor, requests: Tensor) -> Tensor:
             if self.recipe.policy_gradient == "pathwise":
-                return self._differentiable_reward(latents, requests, student)
+                # The images that came of the proposals, too: moved as the search moved them.
+                moved = latents + (positives[0] - proposal.latents)
+                return self._differentiable_reward(moved, requests, student)
             return self._reward(latents, requests, student)
 
         steer = steer and self.recipe.policy_gradient != "none"

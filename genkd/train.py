@@ -12,13 +12,14 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from genkd.bank import SynthesisBank
+from genkd.baselines.presets import unread_keys
 from genkd.cost import is_out_of_memory, memory_in_use_bytes
 from genkd.device import Device
 from genkd.ensemble import Ensemble
@@ -228,8 +229,7 @@ def train_student(
             recipe's method cannot work with it.
         ResourceExhausted: If memory runs out even with the smallest batch, or the disk is full.
     """
-    if budget.unit == "samples":  # only making images spends it
-        recipe = replace(recipe, synthesis_share=1.0)
+    recipe = recipe.within(budget)
     training = _Training(teacher, student, recipe, device, seed, label_embeddings, prior)
     state = run.load_checkpoint()  # before the first event: it cuts off what came later
     if state is None:
@@ -257,9 +257,13 @@ def train_student(
         for one in training.synthesisers:
             one.close()
     if training.bank.added == 0:
+        # Those that move images without a generator have no key of its steps.
+        unread = unread_keys(recipe.method)
+        key = "langevin_steps" if "generator_steps" in unread else "generator_steps"
         raise ConfigurationError(
             f"the teacher confirms none of the images of {training.round} rounds",
-            hint="check the input card (size, mean, std), or raise --set generator_steps",
+            hint="check the input card (size, mean, std), or start anew with more steps: "
+            f"--fresh --set {key}={2 * getattr(recipe, key)}",
         )
     _save(training, run)
     training.learner.settle(training.bank)  # after the checkpoint: a resumed run comes here too
@@ -405,7 +409,7 @@ def _in_memory(
             if not batch:
                 raise ResourceExhausted(
                     "memory runs out even with the smallest batch",
-                    hint="close other programs, or use --set generator_channels=8",
+                    hint="close other programs, or start anew with a smaller --student",
                 ) from error
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -19,6 +19,7 @@ import typer.core
 
 from genkd import console
 from genkd.console import Answer, AsJson, columns, say
+from genkd.errors import UsageError
 from genkd.generative_card import Family, GenerativeCard
 from genkd.recipe import Budget
 from genkd.signals import stop_signals
@@ -91,8 +92,11 @@ def train(
         bool, typer.Option("--labels/--no-labels", help="Learn the classes of the images, too.")
     ] = True,
     latent_dim: Annotated[
-        int, typer.Option(min=1, max=1024, help="Dimensions of z.")
-    ] = DEFAULT_LATENT_DIM,
+        int | None,
+        typer.Option(
+            min=1, max=1024, help="Dimensions of z.", show_default=str(DEFAULT_LATENT_DIM)
+        ),
+    ] = None,
     width: Annotated[
         int, typer.Option(min=1, max=256, help="Of the networks: feature maps.")
     ] = DEFAULT_WIDTH,
@@ -109,6 +113,10 @@ def train(
     genkd-prior train --family vae --images fashion-mnist/ --out priors/vae --budget 5m
     genkd-prior train --family gan --images photos/ --size 32x32 --out priors/gan
     """  # noqa: D301 (click wants the \b itself)
+    if family == "pixel-ebm":
+        if latent_dim is not None:
+            raise UsageError("a pixel-ebm has no z", hint="leave --latent-dim out")
+        latent_dim = 0
     settings = load_settings(seed=seed, device=device)
     spending = Budget.parse(budget)
     from genkd.dgm.public_images import parse_size, read_public_images
@@ -119,7 +127,7 @@ def train(
     )
     card = GenerativeCard(
         family,
-        0 if family == "pixel-ebm" else latent_dim,
+        DEFAULT_LATENT_DIM if latent_dim is None else latent_dim,
         data.num_classes,
         *data.image_shape,
         base_channels=width,

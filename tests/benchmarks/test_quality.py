@@ -197,6 +197,8 @@ def test_priors_are_distilled_through_once_and_others_left_out(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("genkd.distillation.distill", lambda **_: pytest.fail("distilled again"))
         assert study(*arguments, sources=[]) == [report]
+    with pytest.raises(SystemExit, match="of another recipe"):
+        study(*arguments, "--set", "energy=no", sources=[])
     with pytest.raises(SystemExit, match="of another budget"):
         study(*arguments, "--budget", "300passes", sources=[])
     shutil.copy(folder / "1.safetensors", folder / "0.safetensors")

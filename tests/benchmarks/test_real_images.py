@@ -40,9 +40,19 @@ def test_a_budget_in_samples_is_refused_because_none_are_made(
         )
 
 
+def test_one_file_is_no_training_set(
+    tiny_images: Path, tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the test set: an oracle must not learn from it."""
+    arguments = ("distilled", tiny_teacher, "resnet8-quarter", tiny_images, "1passes", 0)
+    with pytest.raises(SystemExit, match="no folder that holds train-images"):
+        run(monkeypatch, *arguments, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_missing_training_set_is_told(
     folder: Path, tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "train-images-idx3-ubyte").unlink()
-    with pytest.raises(SystemExit, match="holds no train-images-idx3-ubyte"):
+    with pytest.raises(SystemExit, match="holds train-images-idx3-ubyte"):
         run(monkeypatch, "scratch", tiny_teacher, "resnet8-quarter", folder, "1passes", 0, tmp_path)

@@ -176,9 +176,69 @@ def test_every_claim_is_of_rows_there_are() -> None:
 
 
 def test_data_that_are_not_there_are_refused_before_anything_runs(tmp_path: Path) -> None:
-    for preset in ("small", "paper"):
+    (tmp_path / "empty").mkdir()
+    for data in ("missing", "empty"):
         with pytest.raises(SystemExit, match="--data"):
-            trials.check_images(trials.PAIRS[preset], str(tmp_path / "missing"))
+            trials.check_pairs(trials.PAIRS["small"], str(tmp_path / data), None)
+    with pytest.raises(SystemExit, match="--teachers"):
+        trials.check_pairs(trials.PAIRS["paper"], str(tmp_path / "missing"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--budget", "600"], "not a budget"),
+        (["--set", "batch"], "KEY=VALUE"),
+        (["--methods", "genkd,magic"], "no methods magic"),
+        (["--pairs", "nothing"], "no pair of small"),
+    ],
+)
+def test_arguments_that_cannot_work_are_refused_first(
+    arguments: list[str],
+    message: str,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = folder / "out"
+    monkeypatch.setattr(
+        "sys.argv", ["compare.py", "--data", str(folder), "--out", str(out), *arguments]
+    )
+    monkeypatch.setattr(compare, "run_all", lambda *_: pytest.fail("a trial was started"))
+    with pytest.raises(SystemExit):
+        compare.main()
+    assert message in capsys.readouterr().err
+
+
+def test_a_key_that_no_trial_reads_is_refused() -> None:
+    trial = dataclasses.replace(TRIAL, overrides=(("method", "dafl"), ("batch", "8")))
+    trials.refuse_unread({"batch": "8"}, [trial])
+    with pytest.raises(SystemExit, match="--set policy_weight has no effect"):
+        trials.refuse_unread({"batch": "8", "policy_weight": "1"}, [trial])
+
+
+def test_a_trial_that_fails_says_why(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"(?s)exit 2.*'600' is not a budget.*hint: for example"):
+        trials._genkd("distill", "--teacher", "no.safetensors", "--budget", "600")
+
+
+def test_an_oracle_is_of_the_standard_recipe_of_today(
+    commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def oracle(*arguments: str) -> bytes:
+        out = Path(arguments[-1])
+        out.mkdir(parents=True)
+        (out / "result.json").write_text(
+            json.dumps({**row("x", 0, 0.5), "phase_seconds": {"distillation": 4.0}})
+        )
+        return b""
+
+    monkeypatch.setattr(trials, "_call", oracle)
+    trial = dataclasses.replace(TRIAL, label="real KD", overrides=(("oracle", "distilled"),))
+    assert trials.run_trial(trial, tmp_path, "data")["synthesis_seconds"] == 0
+    monkeypatch.setattr(trials, "find_recipe", lambda name, keys: Recipe(student_rate=0.1))
+    with pytest.raises(SystemExit, match="another recipe"):
+        trials.run_trial(trial, tmp_path, "data")
 
 
 def test_a_teacher_that_is_not_there_is_refused_with_what_to_do(tmp_path: Path) -> None:

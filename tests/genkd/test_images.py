@@ -541,6 +541,7 @@ def test_torchvision_data_that_are_not_there_are_never_downloaded(
     with pytest.raises(InputFileRefused, match=f"no intact torchvision data set {name}") as caught:
         read_images(f"torchvision:{name}:{tmp_path}", card_of(32, 3))
     assert "download=True" in caught.value.hint
+    assert ("split='test'" in caught.value.hint) == (name == "SVHN")  # else it fetches the other
     assert list(tmp_path.iterdir()) == []
 
 

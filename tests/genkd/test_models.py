@@ -23,6 +23,8 @@ def parameters(network: nn.Module) -> int:
         (ModelSpec("wrn16-2", 10, 3), 691_674),  # 0.7 M in the literature
         (ModelSpec("wrn40-2", 10, 3), 2_243_546),  # 2.2 M, Zagoruyko and Komodakis 2016
         (ModelSpec("lenet5", 10, 1), 61_706),  # 6*26 + 16*151 + 120*401 + 84*121 + 10*85
+        # 11.2 M in the literature: 7x7 for 3x3 in the first layer, 1,000 for 10 classes in the last
+        (ModelSpec("resnet18-cifar", 10, 3), 11_689_512 - 64 * 3 * (49 - 9) - 990 * 513),
         (ModelSpec("torchvision:resnet18", 1000, 3), 11_689_512),  # torchvision's own table
     ],
     ids=lambda value: getattr(value, "architecture", ""),
@@ -44,6 +46,15 @@ def test_own_networks_take_gray_and_colour_of_common_sizes(
     assert logits.isfinite().all()
 
 
+def test_a_resnet_for_small_images_keeps_their_size_to_the_second_stage() -> None:
+    network = build_model(ModelSpec("resnet34-cifar", 7, 1)).eval()
+    seen: list[torch.Size] = []
+    network.layer1.register_forward_hook(lambda _module, _inputs, out: seen.append(out.shape))  # type: ignore[union-attr]
+    with torch.no_grad():
+        assert network(torch.zeros(1, 1, 32, 32)).shape == (1, 7)
+    assert seen == [(1, 64, 32, 32)]
+
+
 @pytest.mark.parametrize("architecture", OURS)
 def test_every_own_name_builds_with_the_width_it_says(architecture: str) -> None:
     head = expected_by(ModelSpec(architecture, 11, 2))
@@ -55,7 +66,17 @@ def test_every_own_name_builds_with_the_width_it_says(architecture: str) -> None
 @pytest.mark.parametrize(
     "name",
     [
-        *("", "resnet", "resnet9", "resnet2", "resnet18", "resnet8-third", "resnet8-half-half"),
+        *(
+            "",
+            "resnet",
+            "resnet9",
+            "resnet2",
+            "resnet18",
+            "resnet50-cifar",
+            "resnet8-cifar",
+            "resnet8-third",
+            "resnet8-half-half",
+        ),
         *(
             "resnet1208",
             "resnet99999",

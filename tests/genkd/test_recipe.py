@@ -15,6 +15,7 @@ from genkd.recipe import (
     PRESETS,
     Budget,
     Recipe,
+    find_budget,
     find_recipe,
     parse_overrides,
 )
@@ -259,3 +260,22 @@ def test_what_is_no_override_or_stands_twice_is_refused(texts: list[str]) -> Non
         parse_overrides(texts)
     assert str(caught.value).startswith("--set ")
     assert len(str(caught.value)) < 100
+
+
+def test_a_budget_is_the_recipes_unless_another_is_said() -> None:
+    recipe = find_recipe("quick", {"budget": "90s"})
+    assert find_budget(recipe, {"budget": "90s"}, None) == Budget(90, "seconds")
+    assert find_budget(recipe, {}, "10m") == Budget(600, "seconds")
+    with pytest.raises(UsageError, match="both 10m and the recipe key 90s"):
+        find_budget(recipe, {"budget": "90s"}, "10m")
+
+
+def test_under_a_budget_in_samples_images_are_made_to_the_end() -> None:
+    recipe, samples = find_recipe("standard", {}), Budget(100, "samples")
+    assert recipe.within(Budget(100, "passes")) == recipe
+    assert recipe.within(samples).synthesis_share == 1
+    shared = {"synthesis_share": "0.5"}
+    with pytest.raises(UsageError, match="synthesis_share has no effect"):
+        find_budget(find_recipe("standard", shared), shared, "100samples")
+    whole = {"synthesis_share": "1"}
+    assert find_budget(find_recipe("standard", whole), whole, "100samples") == samples

@@ -542,6 +542,7 @@ def test_a_teacher_that_confirms_nothing_ends_the_run_with_an_error(
     ) as e:
         train(teacher, run, budget)
     assert "input card" in e.value.hint
+    assert "--fresh --set generator_steps=" in e.value.hint
 
 
 def test_a_first_round_without_an_image_is_not_the_end(

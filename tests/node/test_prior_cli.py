@@ -22,8 +22,9 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def train_arguments(images: Path, out: str, *more: str) -> list[str]:
-    small = ["--latent-dim", "3", "--width", "2", "--budget", "640samples", "--device", "cpu"]
-    return ["train", "--images", str(images), "--out", out, *small, *more]
+    small = ["--width", "2", "--budget", "640samples", "--device", "cpu"]
+    latent = [] if "pixel-ebm" in more else ["--latent-dim", "3"]
+    return ["train", "--images", str(images), "--out", out, *small, *latent, *more]
 
 
 def test_a_prior_is_trained_and_looked_at(
@@ -73,6 +74,7 @@ def test_every_family_can_be_trained_without_labels(family: str, tiny_images: Pa
         (["--channels", "2"], 2, "channels"),
         (["--channels", "3", "--checkpoints", "-1"], 2, "checkpoints"),
         (["--latent-dim", "0"], 2, "latent-dim"),
+        (["--family", "pixel-ebm", "--latent-dim", "4"], 2, "a pixel-ebm has no z"),
         (["--description", "two\nlines"], 2, "description"),
         (["--out", "taken"], 3, "not a run directory"),
         (["--seed", "-1"], 3, "seed"),
