@@ -10,7 +10,6 @@ model's card is in the file's metadata, under the key "genkd", as in our safeten
 from __future__ import annotations
 
 import copy
-import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,8 @@ from torch import Tensor
 from genkd.canonical import canonical_json
 from genkd.card import card_to_json
 from genkd.durable import atomic_write
-from genkd.errors import ConfigurationError, UsageError
+from genkd.errors import ConfigurationError
+from genkd.onnx_packages import require_package
 
 if TYPE_CHECKING:
     from genkd.teacher import Teacher
@@ -53,12 +53,7 @@ def export_onnx(model: Teacher, path: Path) -> None:
 def onnx_bytes(model: Teacher) -> bytes:
     """The bytes that `export_onnx` writes; it raises the same, but for the writing."""
     for package in PACKAGES:
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise UsageError(
-                f"{package} is not installed", hint="pip install 'genkd-node[onnx]'"
-            ) from error
+        require_package(package)
     model = copy.deepcopy(model).cpu().float()
     card = model.card
     size = (card.input.channels, card.input.height, card.input.width)
@@ -112,8 +107,7 @@ def _without_traces(model: Any, metadata: dict[str, object]) -> bytes:
 
 def _compare(model: Teacher, data: bytes, images: Tensor) -> None:
     """Run the ONNX and torch on the same images, (B, C, H, W) in [0, 1]."""
-    import onnxruntime
-
+    onnxruntime = require_package("onnxruntime")
     name = model.card.spec.architecture
     try:
         options = onnxruntime.SessionOptions()

@@ -11,7 +11,6 @@ need a library of their own, functions (a few nested ones expand to millions of 
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -22,6 +21,7 @@ from genkd.canonical import parse_json
 from genkd.card import INPUT_FLAGS, InputCard, ModelCard, card_from_json
 from genkd.digest import sha256_bytes
 from genkd.errors import InputFileRefused, UsageError
+from genkd.onnx_packages import require_package
 from genkd.safetensors_header import OUR_METADATA, open_source
 
 SUFFIX = ".onnx"
@@ -95,21 +95,6 @@ class OnnxFile:
 def is_onnx(path: str | Path) -> bool:
     """Whether the file is called an ONNX file."""
     return Path(path).suffix.lower() == SUFFIX
-
-
-def require_package(name: str) -> Any:  # a module without types
-    """Import a package of the extra `onnx`.
-
-    Raises:
-        UsageError: If it is not installed.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UsageError(
-            f"{name} is not installed, which reading ONNX files needs",
-            hint="pip install 'genkd-node[onnx]'",
-        ) from error
 
 
 def refuse_architecture(

@@ -24,10 +24,10 @@ from genkd.onnx_file import (
     EXPORT_AGAIN,
     OnnxFile,
     read_onnx,
-    require_package,
     require_same,
     size_flags,
 )
+from genkd.onnx_packages import require_package
 from genkd.teacher import Teacher
 from genkd.teacher_spec import find_black_box_spec
 from genkd.weights import TORCH_NAMES
@@ -211,7 +211,6 @@ def _try_out(box: BlackBox, image: InputCard, num_classes: int | None) -> int:
 def _open(file: OnnxFile, device: str) -> Any:  # an onnxruntime.InferenceSession
     """A session that writes nothing, sends nothing, and uses torch's number of threads."""
     runtime = require_package("onnxruntime")
-    runtime.disable_telemetry_events()
     options = runtime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised; it need not be printed too
     options.intra_op_num_threads = torch.get_num_threads()

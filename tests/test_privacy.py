@@ -1,9 +1,10 @@
 """Distilling reads the teacher and nothing else, and speaks to nobody.
 
-Two observers watch one run of `genkd.distill`. Inside the process, an audit hook refuses sockets
-and an import hook refuses data-set modules. Outside it, where this machine lets us, `strace` lists
-every socket and every file that any of its threads or children opened, below Python, and a network
-namespace of its own holds no network at all.
+Two observers watch runs of `genkd.distill`: of GenKD, with the student as ONNX too, of a baseline,
+and of a black box and a prior. Inside the process, an audit hook refuses sockets and an import hook
+refuses data-set modules. Outside it, where this machine lets us, `strace` lists every socket and
+every file that any of its threads or children opened, below Python, and a network namespace of its
+own holds no network at all.
 """
 
 from __future__ import annotations
@@ -18,6 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from genkd.export import export_onnx
+from genkd.generative_card import GenerativeCard
+from genkd.generative_model import GenerativeModel, save_generative_model
+from genkd.teacher import load_teacher
 
 ROOT = Path(__file__).parents[1]
 # Refuses and notes what must not happen; what a library swallows is noted all the same.
@@ -70,6 +77,7 @@ OVERRIDES = {
     "warm_up": "0",
     "synthesis_share": "1",
 }
+PACE = ("batch", "bank_images", "student_steps", "student_batch", "student_rate", "synthesis_share")
 NAMESPACE = ["unshare", "--map-root-user", "--net"]
 STRACE = ["strace", "-f", "-qq", "-e", "trace=network,open,openat,openat2", "-o"]
 
@@ -91,10 +99,33 @@ def watched(log: Path) -> tuple[list[str], bool, bool]:
     return [*namespace, *strace], bool(namespace), bool(strace)
 
 
-@pytest.fixture(scope="module")
-def observed(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def black_box(teacher: Path, folder: Path) -> dict[str, str]:
+    """The teacher as an ONNX file, and a prior that has learnt nothing."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    export_onnx(load_teacher(teacher), folder / "box.onnx")
+    random = torch.Generator().manual_seed(0)
+    model = GenerativeModel(GenerativeCard("vae", 4, 0, 1, 16, 16, 8), random).freeze()
+    save_generative_model(folder / "prior.safetensors", model)
+    return {"teacher": str(folder / "box.onnx"), "prior": str(folder / "prior.safetensors")}
+
+
+@pytest.fixture(scope="module", params=["genkd", "exported", "deepinversion", "black box"])
+def observed(
+    request: pytest.FixtureRequest, tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     """A run, what it noted, and the calls that strace saw (None: it may not look here)."""
     folder = tmp_path_factory.mktemp("privacy")
+    of_kind: dict[str, Any] = {"overrides": OVERRIDES}
+    if request.param == "exported":
+        pytest.importorskip("onnxruntime")
+        of_kind["export_onnx"] = True
+    if request.param in ("deepinversion", "black box"):
+        of_kind["overrides"] = {key: OVERRIDES[key] for key in PACE}
+    if request.param == "deepinversion":
+        of_kind["overrides"] |= {"method": "deepinversion", "generator_steps": "3"}
+    if request.param == "black box":
+        of_kind |= black_box(tiny_teacher, folder)
     prefix, isolated, listed = watched(folder / "calls")
     arguments = {
         "teacher": str(tiny_teacher),
@@ -102,15 +133,17 @@ def observed(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> di
         "student": "lenet5-bn-quarter",
         "budget": "256 passes",
         "device": "cpu",
-        "overrides": OVERRIDES,
+        **of_kind,
     }
+    # What `black_box` said to this process must not silence the other.
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
     done = subprocess.run(
         [*prefix, sys.executable, "-c", GUARD + RUN, json.dumps(arguments)],
         capture_output=True,
         text=True,
         timeout=600,
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**environment, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
     calls = (folder / "calls").read_text(errors="replace") if listed else None
@@ -119,7 +152,7 @@ def observed(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> di
         "calls": calls,
         "isolated": isolated,
         "out": folder / "run",
-        "teacher": tiny_teacher,
+        "given": {Path(arguments[key]) for key in ("teacher", "prior") if key in arguments},
     }
 
 
@@ -163,7 +196,7 @@ def test_no_thread_or_child_speaks_to_the_network(observed: dict[str, Any]) -> N
     assert sockets(observed["calls"]) == []
 
 
-def test_of_all_files_only_the_teacher_is_a_persons(observed: dict[str, Any]) -> None:
+def test_of_all_files_only_those_given_are_a_persons(observed: dict[str, Any]) -> None:
     if observed["calls"] is None:
         pytest.skip("this machine does not let strace look")
     programs = [sys.prefix, sys.base_prefix, ROOT / "genkd", "/usr", "/lib", "/lib64", "/opt"]
@@ -176,9 +209,9 @@ def test_of_all_files_only_the_teacher_is_a_persons(observed: dict[str, Any]) ->
         for path in read
         if path.is_absolute() and not any(path.is_relative_to(folder) for folder in folders)
     }
-    assert observed["teacher"] in read
+    assert observed["given"] <= read
     code = (".py", ".pyc", ".pth", ".so", ".cfg", ".egg-link")
-    assert {path for path in others if path.suffix not in code} == {observed["teacher"]}
+    assert {path for path in others if path.suffix not in code} == observed["given"]
     # A data set may lie among the system's files, too.
     data = re.compile(r"mnist|cifar|imagenet|-ubyte|\.(npz|npy|png|jpe?g|parquet|arrow|tar)$", re.I)
     own = observed["out"]

@@ -190,6 +190,29 @@ def test_every_image_that_passes_through_the_teacher_is_counted(
     assert counted == sum(seen) == synthesiser.teacher_passes
 
 
+def test_the_pathwise_reward_is_of_the_images_that_came_of_the_proposals(
+    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search, rewarded = Synthesiser._search, Synthesiser._differentiable_reward
+    found: list[Tensor] = []
+    slopes: list[Tensor] = []
+
+    def keep_found(self: Synthesiser, *arguments: Any) -> Any:
+        latents, losses = search(self, *arguments)
+        found.append(latents)
+        return latents, losses
+
+    def keep_rewarded(self: Synthesiser, latents: Tensor, *arguments: Any) -> Tensor:
+        slopes.append(latents)
+        return rewarded(self, latents, *arguments)
+
+    monkeypatch.setattr(Synthesiser, "_search", keep_found)
+    monkeypatch.setattr(Synthesiser, "_differentiable_reward", keep_rewarded)
+    synthesiser_of(teacher, policy_gradient="pathwise").synthesise(pupil(teacher), steer=True)
+    torch.testing.assert_close(slopes[0].detach(), found[0])
+    assert slopes[0].requires_grad
+
+
 # -- the generator's signals -----------------------------------------------------------------------
 
 
