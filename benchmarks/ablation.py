@@ -31,10 +31,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from compare import ORACLES, parse, parser_of
+from compare import BUDGETS, ORACLES, SIZES, parse, parser_of
 from intervals import paired_difference
 from tables import accuracy, grouped, shown, summary
-from trials import Row, Trial, overrides_of, refuse_unread, run_all
+from trials import Row, Trial, check_trials, one_line_errors, overrides_of, run_all
 
 from genkd.durable import atomic_write
 
@@ -111,14 +111,15 @@ def main() -> None:
     parser.add_argument("--rows", default="", help="for example 1,2,4,7,real; else all")
     arguments = parse(parser)
     names = chosen_rows(arguments.rows)
+    shared = {**SIZES[arguments.preset], **arguments.overrides}
     trials = [
-        Trial(name, overrides_of(ROWS[name], arguments.overrides), pair, seed, budget)
+        Trial(name, overrides_of(ROWS[name], shared), pair, seed, budget)
         for seed in range(arguments.seeds)
         for pair in arguments.chosen
-        for budget in arguments.budget or ("600core-seconds",)
+        for budget in arguments.budget or BUDGETS[arguments.preset][:1]
         for name in names
     ]
-    refuse_unread(arguments.overrides, trials)
+    check_trials(arguments.overrides, trials, arguments.data)
     rows = run_all(trials, arguments.out, arguments.data, arguments.teachers)
     atomic_write(arguments.out / "ablation.json", json.dumps(rows, indent=2).encode())
     text = summary(rows, "2 MLE") + claims(rows)
@@ -127,4 +128,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

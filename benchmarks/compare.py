@@ -21,7 +21,7 @@ import json
 from pathlib import Path
 
 from tables import summary, write_plots
-from trials import PAIRS, Trial, check_pairs, overrides_of, refuse_unread, run_all
+from trials import PAIRS, Trial, check_pairs, check_trials, one_line_errors, overrides_of, run_all
 
 from genkd.durable import atomic_write
 from genkd.errors import UsageError
@@ -127,7 +127,7 @@ def main() -> None:
 def study(arguments: argparse.Namespace, name: str) -> None:
     """Run what is missing of `arguments.methods`; write and print the tables."""
     trials = trials_of(arguments)
-    refuse_unread(arguments.overrides, trials)
+    check_trials(arguments.overrides, trials, arguments.data)
     rows = run_all(trials, arguments.out, arguments.data, arguments.teachers)
     atomic_write(arguments.out / f"{name}.json", json.dumps(rows, indent=2).encode())
     text = summary(rows, arguments.methods.split(",")[0])
@@ -138,4 +138,5 @@ def study(arguments: argparse.Namespace, name: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

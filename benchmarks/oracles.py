@@ -12,6 +12,7 @@ beside the test set. A repeated command goes on where it stopped.
 from __future__ import annotations
 
 from compare import ORACLES, parse, parser_of, study
+from trials import one_line_errors
 
 
 def main() -> None:
@@ -22,4 +23,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

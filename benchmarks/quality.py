@@ -36,7 +36,7 @@ import torch
 from image_quality import FeatureSpace, Look, quality
 from quality_tables import correlations, quality_summary, write_quality_plots
 from torch import Tensor
-from trials import SHIPPED
+from trials import SHIPPED, one_line_errors
 
 from genkd.bank import quantise
 from genkd.canonical import canonical_json
@@ -338,4 +338,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

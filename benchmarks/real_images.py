@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.nn import functional
+from trials import one_line_errors, require_training_set
 
 from genkd.augmentation import random_affine
 from genkd.bank import SynthesisBank
@@ -28,8 +29,7 @@ from genkd.card import ModelCard, ModelSpec, card_to_json
 from genkd.cost import peak_memory_bytes
 from genkd.device import Device, choose_device
 from genkd.durable import atomic_write
-from genkd.errors import GenKDError
-from genkd.images import LabelledImages, as_card_wants, idx_images_in, read_labelled_arrays
+from genkd.images import LabelledImages, as_card_wants, read_labelled_arrays
 from genkd.models import build_model
 from genkd.recipe import STANDARD, Budget
 from genkd.student import NormalisedStudent, StudentLearner, learning_rate
@@ -41,18 +41,11 @@ def training_images(source: str, card: ModelCard) -> LabelledImages:
     """The training set beside the test set `source`.
 
     Raises:
-        SystemExit: If it is not there. One file has no training part: it is the test set itself.
+        SystemExit: If it is not there.
     """
-    known = source.startswith("torchvision:") or bool(idx_images_in(Path(source), "train"))
-    if not known:
-        raise SystemExit(
-            f"{source} is no folder that holds train-images-idx3-ubyte: the oracles need it"
-        )
-    try:
-        images, labels = read_labelled_arrays(source, "train")
-        return as_card_wants(images, labels, card, source)
-    except GenKDError as error:
-        raise SystemExit(f"{error}\n{error.hint}") from error
+    require_training_set(source)
+    images, labels = read_labelled_arrays(source, "train")
+    return as_card_wants(images, labels, card, source)
 
 
 # Few steps at a time, so that budgets are kept to the second and the rate follows them.
@@ -151,4 +144,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from real_images import new_student, train, training_images
-from trials import SHIPPED
+from trials import SHIPPED, one_line_errors
 
 from genkd.card import ModelCard
 from genkd.device import choose_device
@@ -97,4 +97,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -15,7 +15,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ from genkd.baselines.presets import unread_keys
 from genkd.digest import sha256_file
 from genkd.durable import atomic_write
 from genkd.errors import GenKDError
-from genkd.images import read_images
-from genkd.recipe import find_recipe, idle_keys, resolve
+from genkd.images import idx_images_in, read_images
+from genkd.recipe import Budget, find_recipe, idle_keys, resolve
 from genkd.teacher import load_teacher
 
 ROOT = Path(__file__).parent.parent
@@ -163,15 +164,62 @@ def check_pairs(pairs: tuple[Pair, ...], data: str, teachers: Path | None) -> No
             ) from error
 
 
-def refuse_unread(shared: Mapping[str, str], trials: list[Trial]) -> None:
-    """Refuse recipe keys of a whole study that none of its trials reads.
+def check_trials(shared: Mapping[str, str], trials: list[Trial], data: str) -> None:
+    """Refuse what could not work, or would have no effect, before the first trial starts.
+
+    Args:
+        shared: Recipe keys of the whole study, as the user gave them.
+        trials: All of them.
+        data: As `--data`.
 
     Raises:
-        SystemExit: If there is one.
+        SystemExit: If a key of `shared` is the study's own or read by no trial, or an oracle lacks
+            its training set or a budget it can spend.
+        ConfigurationError: If a trial is no recipe.
     """
+    for key in ("method", "budget"):
+        if key in shared:
+            raise SystemExit(f"--set {key} is what a study varies: use --{key} or --{key}s")
     read = {key for trial in trials for key, _ in trial.overrides}
     if unread := shared.keys() - read:
         raise SystemExit(f"--set {', '.join(sorted(unread))} has no effect on any of these trials")
+    for trial in trials:
+        if not is_oracle(trial):
+            find_recipe("standard", dict(trial.overrides))
+        elif Budget.parse(trial.budget).unit == "samples":
+            raise SystemExit("oracles make no images: give a budget in core-seconds or passes")
+    for pair in {trial.pair for trial in trials if is_oracle(trial)}:
+        require_training_set(pair.images.format(data=data))
+
+
+def is_oracle(trial: Trial) -> bool:
+    """Whether it learns from real images."""
+    return "oracle" in dict(trial.overrides)
+
+
+def require_training_set(source: str) -> None:
+    """Refuse a test set beside which no training set lies; one file is the test set itself.
+
+    Raises:
+        SystemExit: If there is none.
+    """
+    if not source.startswith("torchvision:") and not idx_images_in(Path(source), "train"):
+        raise SystemExit(
+            f"{source} is no folder that holds train-images-idx3-ubyte: the oracles need it"
+        )
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """What the program refuses, as it tells it: a line and what to do.
+
+    Raises:
+        SystemExit: In place of a `GenKDError`.
+    """
+    try:
+        yield
+    except GenKDError as error:
+        raise SystemExit(f"{error}\nhint: {error.hint}") from error
 
 
 def run_trial(trial: Trial, out: Path, data: str, teachers: Path | None = None) -> Row:
@@ -211,12 +259,12 @@ def run_trial(trial: Trial, out: Path, data: str, teachers: Path | None = None) 
             *("distill", "--teacher", str(teacher), "--student", trial.pair.student),
             # Whatever the user's own settings say: a kept row is of the standard recipe.
             *("--recipe", "standard", "--budget", trial.budget, "--seed", str(trial.seed)),
-            *("--out", str(folder)),
+            *("--out", str(folder), "--device", "auto", "--precision", "auto"),
             *settings,
         )
     answer = _genkd(
         *("evaluate", str(folder / "student.safetensors"), "--teacher", str(teacher)),
-        *("--data", trial.pair.images.format(data=data)),
+        *("--data", trial.pair.images.format(data=data), "--device", "auto"),
     )
     result = json.loads((folder / "result.json").read_text())
     row = {

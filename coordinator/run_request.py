@@ -26,6 +26,7 @@ from coordinator.start_student import StartStudent, student_of_flags
 from genkd.errors import ConfigurationError, UsageError
 from genkd.layered_settings import read_file
 from genkd.provenance.record import run_id_of
+from genkd.recipe import find_budget, find_recipe
 
 DEFAULT_WAIT = "1d"
 
@@ -98,11 +99,15 @@ class RunRequest:
 
         Raises:
             UsageError: If the values mean nothing, or do not fit together.
+            ConfigurationError: If a recipe key does not fit: it is read at the first merge, when
+                every node has distilled.
         """
         if self.merge not in set(MergeMethod):
             raise UsageError(
                 f"{self.merge[:40]!r} is no way to merge", hint=f"use {', '.join(MergeMethod)}"
             )
+        if self.merge == MergeMethod.DISTILL:
+            find_budget(find_recipe("merge", self.overrides), self.overrides, self.budget)
         return RunPlan(
             run_id=run_id_of(self.run),
             rounds=self.rounds,

@@ -232,7 +232,8 @@ def builder_of(spec: ModelSpec) -> Callable[[], nn.Module]:
         return _timm_builder(name.removeprefix("timm:"), spec)
     raise UsageError(
         f"no architecture is called {name!r}",
-        hint="use resnet8, resnet20-half, wrn16-2, lenet5-bn, torchvision:NAME or timm:NAME",
+        hint="use resnet8, resnet20-half, resnet18-cifar, wrn16-2, lenet5-bn, torchvision:NAME or "
+        "timm:NAME",
     )
 
 

@@ -110,7 +110,7 @@ class LatentPrior:
                 the teacher verified; if all weights are zero, the likelihood rests.
             reward_of: Rewards (B,) of latents and labels, differentiable in the latents where the
                 recipe says "pathwise". None: no policy gradient this time.
-            rewards: Rewards (B,) of the proposal's own latents.
+            rewards: Rewards (B,) of the images that came of the proposal.
             generator: Source of the draws that judge the tilt.
 
         Returns:
@@ -172,7 +172,10 @@ class LatentPrior:
             known = [reward_of(state, labels) for state in chain.states[:-1:stride]]
             greedy = self.recipe.policy_gradient == "greedy"
             credit = pg.immediate_reward if greedy else pg.reward_to_go
-            values = credit(torch.stack((*known, rewards)), stride=stride)
+            # What a greedy step gains must be the chain's own, not that of the search after it; to
+            # a reward-to-go earlier states are only a baseline.
+            last = reward_of(proposal.latents, labels) if greedy else rewards
+            values = credit(torch.stack((*known, last)), stride=stride)
             values = pg.standardise_within_class(values, labels, self.num_classes)
         if self.recipe.policy_placebo:
             values = pg.permute_within_class(values, labels, generator)

@@ -353,7 +353,8 @@ PRESETS: Mapping[str, Recipe] = {
 OF_POLICY = ("policy_weight", "policy_segments", "effective_share")
 OF_ENERGY = (
     *("energy_rate", "energy_steps", "langevin_steps", "langevin_step_size"),
-    *("positive_temperature", "likelihood_weight", "policy_gradient", *OF_POLICY),
+    *("positive_temperature", "likelihood_weight", "policy_gradient"),
+    *("policy_placebo", *OF_POLICY),
 )
 
 

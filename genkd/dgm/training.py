@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genkd import __version__
 from genkd.cost import is_out_of_memory
 from genkd.device import Device
 from genkd.dgm.gan import AdversarialLearner
@@ -170,6 +171,8 @@ def train_prior(
         "prior": dataclasses.asdict(card),
         "public_images": data.sha256(),
         **{"budget": str(budget), "seed": seed, "checkpoints": checkpoints},
+        # A checkpoint's random state is of its device, and its parts of the code that wrote it.
+        **{"device": device.torch.type, "version": __version__},
     }
     with RunDirectory.open(out, configuration, fresh=fresh) as run:
         try:

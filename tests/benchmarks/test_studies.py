@@ -212,9 +212,24 @@ def test_arguments_that_cannot_work_are_refused_first(
 
 def test_a_key_that_no_trial_reads_is_refused() -> None:
     trial = dataclasses.replace(TRIAL, overrides=(("method", "dafl"), ("batch", "8")))
-    trials.refuse_unread({"batch": "8"}, [trial])
+    trials.check_trials({"batch": "8"}, [trial], "data")
     with pytest.raises(SystemExit, match="--set policy_weight has no effect"):
-        trials.refuse_unread({"batch": "8", "policy_weight": "1"}, [trial])
+        trials.check_trials({"batch": "8", "policy_weight": "1"}, [trial], "data")
+    with pytest.raises(SystemExit, match="--set method is what a study varies"):
+        trials.check_trials({"method": "dafl"}, [trial], "data")
+
+
+def test_trials_that_could_not_work_are_refused_before_the_first(tmp_path: Path) -> None:
+    oracle = dataclasses.replace(TRIAL, overrides=(("oracle", "distilled"),))
+    with pytest.raises(SystemExit, match="train-images"):
+        trials.check_trials({}, [TRIAL, oracle], str(tmp_path))
+    samples = dataclasses.replace(oracle, budget="9samples")
+    with pytest.raises(SystemExit, match="make no images"):
+        trials.check_trials({}, [samples], str(tmp_path))
+    idle = dataclasses.replace(TRIAL, overrides=(("energy", "no"), ("policy_gradient", "chain")))
+    with pytest.raises(SystemExit, match=r"no effect with energy=no\nhint: "):  # noqa: SIM117
+        with trials.one_line_errors():
+            trials.check_trials({}, [TRIAL, idle], "data")
 
 
 def test_a_trial_that_fails_says_why(tmp_path: Path) -> None:

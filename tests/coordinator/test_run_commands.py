@@ -168,12 +168,15 @@ REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
     "a method that is none": ({"merge": "mean"}, "'mean' is no way to merge"),
     "krum of too few": ({"merge": "krum"}, "krum needs at least 5 students"),
     "a wait that is none": ({"wait": "long"}, "is not a duration"),
+    "a budget that is none": ({"budget": "600"}, "'600' is not a budget"),
+    "a recipe key that there is not": ({"overrides": {"sead": "1"}}, "no recipe key 'sead'"),
+    "two budgets": ({"budget": "10m", "overrides": {"budget": "5m"}}, "both 10m and the recipe"),
 }
 
 
 @pytest.mark.parametrize(("changes", "words"), REQUESTS.values(), ids=REQUESTS.keys())
 def test_a_request_that_means_nothing_is_refused(changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(UsageError, match=words):
+    with pytest.raises((UsageError, ConfigurationError), match=words):
         RunRequest(**({"run": "spring", "rounds": 1, "nodes": 3} | changes)).plan()
 
 
