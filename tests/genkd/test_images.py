@@ -18,7 +18,7 @@ from PIL import Image
 
 from genkd.card import InputCard, ModelCard, ModelSpec
 from genkd.errors import InputFileRefused, UsageError
-from genkd.images import read_images
+from genkd.images import read_images, read_labelled_arrays
 
 
 def card_of(
@@ -474,25 +474,39 @@ def test_torchvision_mnist_is_read_from_its_idx_files(tmp_path: Path) -> None:
     np.testing.assert_array_equal(data.images[:, 0], GOOD)
 
 
+@pytest.mark.parametrize(
+    ("name", "labels_key", "names_key"),
+    [("CIFAR10", "labels", "label_names"), ("CIFAR100", "fine_labels", "fine_label_names")],
+)
 def test_torchvision_cifar_is_read_from_its_batches(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, labels_key: str, names_key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from torchvision.datasets import CIFAR10
+    """Each part from its own file; of CIFAR-100 the hundred classes, not the twenty kinds."""
+    from torchvision import datasets
 
-    array = pictures(5, 3, 32, 32)
-    batch = pickle.dumps({"data": array.reshape(5, -1), "labels": LABELS.tolist()})
-    meta = pickle.dumps({"label_names": list("0123456789")})
-    folder = tmp_path / CIFAR10.base_folder
+    data_set = getattr(datasets, name)
+    folder = tmp_path / data_set.base_folder
     folder.mkdir()
-    (folder / "test_batch").write_bytes(batch)
-    (folder / "batches.meta").write_bytes(meta)
-    md5 = {n: hashlib.md5(d).hexdigest() for n, d in (("test", batch), ("meta", meta))}  # noqa: S324
-    monkeypatch.setattr(CIFAR10, "train_list", [])
-    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", md5["test"]]])
-    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": md5["meta"]})
-    data = read_images(f"torchvision:CIFAR10:{tmp_path}", card_of(32, 3))
-    np.testing.assert_array_equal(data.images, array)
+
+    def write(file: str, content: dict[str, object]) -> str:
+        data = pickle.dumps(content)
+        (folder / file).write_bytes(data)
+        return hashlib.md5(data).hexdigest()  # noqa: S324
+
+    test, train = pictures(5, 3, 32, 32), 255 - pictures(5, 3, 32, 32)
+    for part, array in (("test", test), ("train", train)):
+        content = {"data": array.reshape(5, -1), labels_key: LABELS.tolist()}
+        content |= {"coarse_labels": [19] * 5} if name == "CIFAR100" else {}
+        monkeypatch.setattr(data_set, f"{part}_list", [[part, write(part, content)]])
+    names = {names_key: list("0123456789")}
+    meta = {**data_set.meta, "md5": write(data_set.meta["filename"], names)}
+    monkeypatch.setattr(data_set, "meta", meta)
+    data = read_images(f"torchvision:{name}:{tmp_path}", card_of(32, 3))
+    np.testing.assert_array_equal(data.images, test)
     np.testing.assert_array_equal(data.labels, LABELS)
+    images, labels = read_labelled_arrays(f"torchvision:{name}:{tmp_path}", "train")
+    np.testing.assert_array_equal(images, train.transpose(0, 2, 3, 1))
+    np.testing.assert_array_equal(labels, LABELS)
 
 
 def test_torchvision_svhn_is_read_from_its_mat_file(
@@ -506,8 +520,15 @@ def test_torchvision_svhn_is_read_from_its_mat_file(
     labels = np.where(LABELS == 0, 10, LABELS)  # SVHN calls its zeros 10
     scipy_io.savemat(path, {"X": array.transpose(2, 3, 1, 0), "y": labels[:, None]})
     md5 = hashlib.md5(path.read_bytes()).hexdigest()  # noqa: S324
-    monkeypatch.setattr(SVHN, "split_list", {"test": ["", path.name, md5]})
+    parts = {"test": ["", path.name, md5], "train": ["", "train_32x32.mat", md5]}
+    monkeypatch.setattr(SVHN, "split_list", parts)
     data = read_images(f"torchvision:SVHN:{tmp_path}", card_of(32, 3))
+    with pytest.raises(InputFileRefused, match="no intact torchvision data set SVHN") as caught:
+        read_labelled_arrays(f"torchvision:SVHN:{tmp_path}", "train")
+    assert "split='train'" in caught.value.hint
+    (tmp_path / "train_32x32.mat").write_bytes(path.read_bytes())
+    images, _ = read_labelled_arrays(f"torchvision:SVHN:{tmp_path}", "train")
+    np.testing.assert_array_equal(images, array)
     np.testing.assert_array_equal(data.images, array)
     np.testing.assert_array_equal(data.labels, LABELS)
 
