@@ -3,8 +3,8 @@
     python benchmarks/phases.py [--rounds 5] [--threads 1] [--variants "as it is,float32"]
 
 Runs rounds of GenKD's standard recipe (shipped teacher, half-width student) and prints the
-core-seconds a round of each phase, for the recipe as it is and with one saving undone or one more
-tried:
+core-seconds a round of each phase, and the wall time of a round, for the recipe as it is and with
+one saving undone or one more tried:
 
 | variant | what |
 |---|---|
@@ -12,6 +12,7 @@ tried:
 | float32 | no bf16 |
 | contiguous | teacher and student in PyTorch's default memory layout |
 | var_mean | moments of BatchNorm inputs by `torch.var_mean`, not by `batch_statistics._Moments` |
+| fused | optimisers whose step is one kernel (`fused=True`) |
 | compiled | teacher and student through `torch.compile`; what compiling costs stands apart |
 
 Variants take turns, round by round, so that other work on the machine hurts all alike; figures are
@@ -25,7 +26,8 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,7 +44,7 @@ from genkd.student import NormalisedStudent, StudentLearner
 from genkd.synthesis import Synthesiser
 from genkd.teacher import load_teacher
 
-VARIANTS = ("as it is", "float32", "contiguous", "var_mean", "compiled")
+VARIANTS = ("as it is", "float32", "contiguous", "var_mean", "fused", "compiled")
 # Methods of `Synthesiser` that are a phase each, in the words of the table.
 PHASES = {
     "_propose": "Langevin chains",
@@ -63,6 +65,19 @@ class PlainMoments:
         return mean, variance
 
 
+@contextmanager
+def fused_optimisers() -> Iterator[None]:
+    """What is built of `torch.optim` here and now is fused."""
+    kept = {name: getattr(torch.optim, name) for name in ("SGD", "Adam")}
+    for name, optimiser in kept.items():
+        setattr(torch.optim, name, partial(optimiser, fused=True))
+    try:
+        yield
+    finally:
+        for name, optimiser in kept.items():
+            setattr(torch.optim, name, optimiser)
+
+
 class Rounds:
     """A distillation that is a round at a time, with its phases timed.
 
@@ -72,6 +87,7 @@ class Rounds:
 
     Attributes:
         spent: Core-seconds of each phase, a figure a round.
+        seconds: Wall time of each round.
     """
 
     def __init__(self, variant: str, seed: int) -> None:
@@ -93,25 +109,30 @@ class Rounds:
             student.compile()
         self.student = student
         self.synthesiser = Synthesiser(self.teacher, recipe, self.device, random)
-        self.learner = StudentLearner(student, recipe, self.device, random)
+        with fused_optimisers() if variant == "fused" else nullcontext():
+            self.learner = StudentLearner(student, recipe, self.device, random)
         image = card.input
         shape = (image.channels, image.height, image.width)
         self.bank = SynthesisBank(BANK_IMAGES, shape, self.device.torch)
+        self.seconds: list[float] = []
         self.spent: dict[str, list[float]] = {name: [] for name in (*PHASES.values(), "student")}
         for method, phase in PHASES.items():
             setattr(self.synthesiser, method, self._timed(getattr(self.synthesiser, method), phase))
 
     def run(self) -> None:
         """One round, with everything that can act acting."""
+        start = time.perf_counter()
         kept = batch_statistics._Moments
         if self.variant == "var_mean":
             batch_statistics._Moments = PlainMoments  # type: ignore[assignment,misc]
         try:
-            batch = self.synthesiser.synthesise(self.student, steer=True)
+            with fused_optimisers() if self.variant == "fused" else nullcontext():
+                batch = self.synthesiser.synthesise(self.student, steer=True)
         finally:
             batch_statistics._Moments = kept  # type: ignore[misc]
         self.bank.add(batch.images, batch.labels, batch.confidence)
         self._timed(self.learner.learn, "student")(self.teacher, self.bank, 0.5)
+        self.seconds.append(time.perf_counter() - start)
 
     def _timed(self, work: Callable[..., Any], phase: str) -> Callable[..., Any]:
         def timed(*arguments: Any) -> Any:
@@ -157,11 +178,13 @@ def main() -> None:
         for one in rounds.values():
             one.run()
     phases = (*PHASES.values(), "student")
-    print(f"| variant | {' | '.join(phases)} | a round | its first round |")
-    print("|---" * (len(phases) + 3) + "|")
+    print(f"| variant | {' | '.join(phases)} | a round | its first round | seconds a round |")
+    print("|---" * (len(phases) + 4) + "|")
     for name, one in rounds.items():
         medians = [statistics.median(one.spent[phase][1:]) for phase in phases]
-        shown = " | ".join(f"{value:.2f}" for value in (*medians, sum(medians), first[name][0]))
+        wall = statistics.median(one.seconds[1:])
+        figures = (*medians, sum(medians), first[name][0], wall)
+        shown = " | ".join(f"{value:.2f}" for value in figures)
         print(f"| {name} | {shown} |")
 
 
