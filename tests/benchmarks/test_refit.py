@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import refit
-from trials import SHIPPED
+from trials import SHIPPED, overrides_of
 
 from genkd.distillation import distill
 
@@ -22,7 +22,7 @@ def finished(tiny_recipe: dict[str, str], tiny_teacher: Path, tmp_path: Path) ->
         budget="40samples",
         device="cpu",
         precision="fp32",
-        overrides=tiny_recipe,
+        overrides=dict(overrides_of({}, tiny_recipe)),
     )
     return out
 
