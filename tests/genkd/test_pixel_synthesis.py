@@ -20,7 +20,7 @@ from genkd.errors import ConfigurationError, InputFileRefused
 from genkd.methods import make_synthesiser
 from genkd.models import build_model
 from genkd.pixel_synthesis import PixelSynthesiser
-from genkd.recipe import find_recipe
+from genkd.recipe import find_recipe, resolve
 from genkd.safetensors_header import read_header
 from genkd.teacher import Teacher, load_teacher
 from genkd.weights import load_tensors
@@ -48,7 +48,7 @@ def pupil(teacher: Teacher) -> nn.Module:
 def make(
     teacher: Teacher, seed: int = 0, precision: str = "fp32", **keys: object
 ) -> PixelSynthesiser:
-    recipe = find_recipe("quick", {**TINY, **{k: str(v) for k, v in keys.items()}})
+    recipe = resolve("quick", {**TINY, **{k: str(v) for k, v in keys.items()}})
     place = Device(torch.device("cpu"), precision)  # type: ignore[arg-type]
     made = make_synthesiser(teacher, recipe, place, place.generator(seed))
     assert isinstance(made, PixelSynthesiser)
