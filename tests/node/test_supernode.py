@@ -136,6 +136,10 @@ class Node:
     def lines(self) -> list[str]:
         return self.said.read_text().splitlines()
 
+    def says_connected(self) -> bool:
+        """Whether the last that people were told is that it is connected."""
+        return any(line.startswith("connected") for line in self.lines()[-1:])
+
     def children(self) -> dict[str, int]:
         """The running processes of this membership, by their module."""
         found = {}
@@ -195,6 +199,8 @@ def node(same_node: Node) -> Node:
     if same_node.process is None or same_node.process.poll() is not None:
         same_node.start()
     wait_for(lambda: node_id in same_node.superlink.online() and len(same_node.children()) == 2)
+    # The SuperLink may count it in before it has told people so.
+    wait_for(same_node.says_connected)
     return same_node
 
 
@@ -320,7 +326,7 @@ def test_the_executor_comes_back_after_a_kill_and_answers(node: Node) -> None:
     # The SuperNode may have waited for an answer that died.
     assert not set(after.values()) & set(before.values())
     node_id = wait_for(lambda: list(node.superlink.online()))[0]
-    wait_for(lambda: node.lines()[-1].startswith("connected"))
+    wait_for(node.says_connected)
     assert not ask(node.superlink, node_id).has_error()
     assert sum("executor ended" in line for line in node.lines()[said:]) == 1
 
@@ -389,7 +395,7 @@ def test_a_superlink_that_is_killed_and_comes_back_is_two_lines(node: Node) -> N
     wait_for(lambda: any("does not answer" in line for line in node.lines()[said:]))
     time.sleep(5)
     node.superlink.start()
-    wait_for(lambda: node.lines()[-1].startswith("connected"))
+    wait_for(node.says_connected)
     assert node.children() == before
     assert [line.split(" ")[0] for line in node.lines()[said:]] == ["the", "connected"]
     (node_id,) = node.superlink.online()
@@ -412,7 +418,7 @@ def test_a_superlink_that_is_away_at_the_start_is_one_line(idle_node: Node) -> N
         assert running.supernode == "away"
     finally:
         idle_node.superlink.start()
-    wait_for(lambda: idle_node.lines()[-1].startswith("connected"))
+    wait_for(idle_node.says_connected)
     assert idle_node.end() == 0
 
 
