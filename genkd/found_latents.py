@@ -11,9 +11,9 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from genkd.errors import InputFileRefused
+from genkd.langevin import rank_within_class
 
 # In all, and of each class at least: rings of the last ones found.
 CAPACITY, LEAST_A_CLASS = 16_384, 64
@@ -46,13 +46,13 @@ class FoundLatents:
             labels: int64 (B,), what the teacher says of their images.
             values: float (B,), v, how good each is.
         """
-        member = functional.one_hot(labels, len(self._added))  # (B, K)
-        rank = (member.cumsum(0) * member).sum(1) - 1  # how many of its class came before, (B,)
+        rank = rank_within_class(labels, len(self._added))
         fits = rank < self.capacity  # of a larger batch the first: no two share a place
         slots = (self._added[labels] + rank)[fits] % self.capacity
         self._latents[labels[fits], slots] = latents.detach()[fits]
         self._values[labels[fits], slots] = values.detach()[fits].float()
-        self._added += member.sum(0).clamp_max(self.capacity)
+        of_class = torch.bincount(labels, minlength=len(self._added))
+        self._added += of_class.clamp_max(self.capacity)
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """`count` of those kept, with replacement, as many of each class that has any.

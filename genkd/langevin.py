@@ -114,6 +114,13 @@ class LangevinSampler:
         return z + drift + self.step_size * noise
 
 
+def rank_within_class(labels: Tensor, num_classes: int) -> Tensor:
+    """How many of its class came before each of `labels`, int64 (B,): 0, 1, 2 ... in each class."""
+    member = torch.nn.functional.one_hot(labels, num_classes)  # (B, K)
+    rank: Tensor = (member.cumsum(0) * member).sum(1) - 1
+    return rank
+
+
 class ReplayBuffer:
     """Persistent chains, a ring of them for every class, started from N(0, I).
 
@@ -122,8 +129,8 @@ class ReplayBuffer:
     Args:
         num_classes: K.
         latent_dim: d.
-        capacity: Chains a class. Give at least the samples of one class in a batch: more of them
-            would share a slot, and of the two only one would be kept.
+        capacity: Chains a class. Of a batch with more samples of a class than that, those beyond
+            start afresh each time and are not kept.
         restart_probability: Share of drawn chains that start afresh from N(0, I).
         generator: Source of the first chains.
         device: Where the chains are kept.
@@ -165,25 +172,29 @@ class ReplayBuffer:
             generator: Source of the choice of chains and of the restarts.
 
         Returns:
-            Starts (B, d), and slots int64 (B,) to hand back to `store`. Slots of one class differ
-            as long as the batch has at most `capacity` samples of it.
+            Starts (B, d), and slots int64 (B,) to hand back to `store`: those of one class differ,
+            and a sample beyond the ring's capacity has -1.
         """
         num_classes = len(self._chains)
         draw_on = generator.device
         # A window of the ring, at a random place for each class: distinct slots at no cost.
         offset = torch.randint(self.capacity, (num_classes,), generator=generator, device=draw_on)
         restart = torch.rand(len(labels), generator=generator, device=draw_on)
-        member = torch.nn.functional.one_hot(labels, num_classes)  # (B,) -> (B, K)
-        rank = (member.cumsum(0) * member).sum(1) - 1  # how many of its class came before, (B,)
+        rank = rank_within_class(labels, num_classes)
         slots = (offset.to(labels.device)[labels] + rank) % self.capacity
+        beyond = rank >= self.capacity
         stored = self._chains[labels, slots]
         # Drawn whether used or not: the random stream must not depend on the outcome.
         fresh = standard_normal(stored, generator)
-        restarted = restart.to(stored.device) < self.restart_probability
-        return torch.where(restarted.unsqueeze(1), fresh, stored), slots
+        restarted = (restart.to(stored.device) < self.restart_probability) | beyond
+        starts = torch.where(restarted.unsqueeze(1), fresh, stored)
+        return starts, slots.masked_fill(beyond, -1)
 
     def store(self, labels: Tensor, slots: Tensor, z: Tensor) -> None:
         """Keep `z` (B, d) as the present states of the chains that `draw` gave."""
+        if len(slots) > self.capacity:  # else none is beyond, and a GPU need not be waited for
+            kept = slots >= 0
+            labels, slots, z = labels[kept], slots[kept], z[kept]
         self._chains[labels, slots] = z.detach().to(self._chains.dtype)
 
     def state_dict(self) -> dict[str, Tensor]:

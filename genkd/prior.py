@@ -72,7 +72,7 @@ class LatentPrior:
         self.buffer = ReplayBuffer(
             self.num_classes,
             recipe.latent_dim,
-            # Slots of one batch must differ; two batches' worth keeps chains from one another.
+            # Two batches' worth, so that a chain is not walked on every round.
             capacity=max(64, 2 * -(-recipe.batch // self.num_classes)),
             generator=generator,
             device=device.torch,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from genkd.dgm.joint_energy import langevin_images
 from genkd.generative_model import GenerativeModel
-from genkd.langevin import standard_normal
+from genkd.langevin import rank_within_class, standard_normal
 from genkd.losses import maximum_likelihood_loss
 
 LEARNING_RATE = 3e-4
@@ -83,7 +83,7 @@ class JointLearner:
         shuffled = torch.rand(
             (len(self.seen), chains), generator=self.random, device=self.random.device
         ).argsort(1)
-        rank = _rank_within_class(labels, len(self.seen))
+        rank = rank_within_class(labels, len(self.seen))
         kept = rank < chains  # the images of a class may be more than its chains
         chosen = shuffled.to(device)[labels, rank % chains]
         restart = torch.rand(count, generator=self.random, device=self.random.device) < RESTARTED
@@ -121,10 +121,12 @@ class JointLearner:
 
     def _remember(self, images: Tensor, labels: Tensor) -> None:
         """Keep the images in the rings of their classes."""
-        rank = _rank_within_class(labels, len(self.seen))
-        slots = (self.seen[labels] + rank) % REMEMBERED
-        self.remembered[labels, slots] = images
-        self.seen += torch.bincount(labels, minlength=len(self.seen))
+        rank = rank_within_class(labels, len(self.seen))
+        fits = rank < REMEMBERED  # of a larger batch the first: no two share a place
+        slots = (self.seen[labels] + rank)[fits] % REMEMBERED
+        self.remembered[labels[fits], slots] = images[fits]
+        of_class = torch.bincount(labels, minlength=len(self.seen))
+        self.seen += of_class.clamp_max(REMEMBERED)
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -149,9 +151,3 @@ class JointLearner:
         self.optimizer.load_state_dict(state["optimizer"])
         for name in ("remembered", "seen", "begun"):
             getattr(self, name).copy_(state[name])
-
-
-def _rank_within_class(labels: Tensor, num_classes: int) -> Tensor:
-    """How many of its class came before each, int64 (B,)."""
-    member = nn.functional.one_hot(labels, num_classes)  # (B, K)
-    return (member.cumsum(0) * member).sum(1) - 1

@@ -163,6 +163,19 @@ def test_slots_of_a_batch_differ_within_a_class_and_reach_the_whole_ring() -> No
     assert seen == {0, 1, 2, 3, 4}
 
 
+def test_samples_beyond_the_ring_start_afresh_and_are_not_kept() -> None:
+    chains, labels = buffer(capacity=3), torch.tensor([0, 1, 0, 0, 0, 0])
+    _, slots = chains.draw(labels, seeded(1))
+    assert sorted(slots[labels == 0][:3].tolist()) == [0, 1, 2]
+    assert slots[4:].tolist() == [-1, -1]
+    chains.store(labels, slots, torch.arange(6.0).unsqueeze(1).expand(-1, DIM))
+    z, again = chains.draw(labels, seeded(2))
+    assert sorted(z[labels == 0][:3, 0].tolist()) == [0, 2, 3]
+    assert torch.equal(again == -1, slots == -1)
+    assert not set(z[4:, 0].tolist()) & {0.0, 2.0, 3.0}
+    assert not torch.equal(z[4], z[5])
+
+
 @pytest.mark.parametrize("probability", [0.0, 0.05, 1.0])
 def test_share_of_restarted_chains(probability: float) -> None:
     chains = ReplayBuffer(

@@ -173,6 +173,20 @@ def test_the_first_chains_know_only_images_that_were_seen() -> None:
 # -- learning --------------------------------------------------------------------------------------
 
 
+def test_of_a_batch_larger_than_its_memory_no_two_images_share_a_place() -> None:
+    learner = learner_of("pixel-ebm")
+    assert isinstance(learner, JointLearner)
+    places, many = learner.remembered.shape[1], 100
+    numbers = (
+        torch.arange(many).float().reshape(-1, 1, 1, 1).expand(-1, *learner.remembered.shape[2:])
+    )
+    for offset in (0, many):
+        learner._remember(numbers + offset, torch.zeros(many, dtype=torch.int64))
+        kept = learner.remembered[0].amax((1, 2, 3))
+        assert torch.equal(kept.sort().values, torch.arange(places) + offset)
+    assert learner.seen.tolist() == [2 * places, 0]
+
+
 @pytest.mark.parametrize("num_classes", [0, 2])
 def test_the_bound_of_the_vae_falls_and_its_draws_are_of_their_class(num_classes: int) -> None:
     learner = learner_of("vae", num_classes)
