@@ -91,6 +91,13 @@ def up(folder: Path, *, chain_id: int = DEVELOPMENT_CHAIN_ID, port: int = 0) -> 
 
 
 def _start_in(folder: Path, chain_id: int, port: int) -> RunningChain:
+    deadline = time.monotonic() + SECONDS_TO_STOP
+    while _locked(folder / LOCK_FILE):  # one that is just ending may have its state half written
+        if found := running(folder):
+            return found
+        if time.monotonic() > deadline:
+            raise did_not_start(f"another process holds {folder / LOCK_FILE}")
+        time.sleep(0.05)
     state = folder / STATE_FILE
     command = anvil_command(state, chain_id, port)
     if state.exists():

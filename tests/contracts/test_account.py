@@ -15,7 +15,7 @@ Federation = Any  # conftest.Federation
 TARGET = address_of(0x7A)
 
 
-def account(federation: Federation, url: str, patience: float = 0.3) -> Account:
+def account(federation: Federation, url: str, patience: float = 30.0) -> Account:
     return Account(
         JsonRpc(url, timeout=5),
         federation.domain.chain_id,
@@ -24,7 +24,7 @@ def account(federation: Federation, url: str, patience: float = 0.3) -> Account:
     )
 
 
-def send(federation: Federation, lies: dict[str, Any]) -> Any:
+def send(federation: Federation, lies: dict[str, Any], patience: float = 30.0) -> Any:
     """Send a plain transaction through an endpoint that lies about some methods."""
 
     def tamper(method: str, params: list[Any], result: Any) -> Any:
@@ -32,7 +32,7 @@ def send(federation: Federation, lies: dict[str, Any]) -> Any:
         return lie(result) if callable(lie) else lie
 
     with federation.lying(tamper) as url:
-        return account(federation, url).send(b"", to=TARGET, max_gas=100_000)
+        return account(federation, url, patience).send(b"", to=TARGET, max_gas=100_000)
 
 
 def test_plain_transaction_is_sent_and_mined(federation: Federation) -> None:
@@ -87,7 +87,7 @@ def test_nonsense_is_not_taken_for_a_transaction_that_went_through(
 
 def test_receipt_that_never_comes_stops_in_bounded_time(federation: Federation) -> None:
     with pytest.raises(Stopped, match="not mined"):
-        send(federation, {"eth_getTransactionReceipt": None})
+        send(federation, {"eth_getTransactionReceipt": None}, patience=0.3)
 
 
 def test_missing_method_for_the_tip_is_no_obstacle(federation: Federation) -> None:

@@ -39,7 +39,7 @@ def balance(url: str) -> int:
 
 def answers(url: str) -> bool:
     try:
-        return JsonRpc(url, timeout=1).quantity("eth_chainId") > 0
+        return JsonRpc(url).quantity("eth_chainId") > 0
     except CannotCheck:
         return False
 

@@ -147,7 +147,7 @@ def test_hostile_endpoint_cannot_be_checked_and_that_soon(handler: Handler) -> N
         began = time.monotonic()
         with pytest.raises(CannotCheck) as caught:
             JsonRpc(url, timeout=TIMEOUT, max_bytes=4_000_000).quantity("eth_chainId")
-        assert time.monotonic() - began < TIMEOUT + 1
+        assert time.monotonic() - began < TIMEOUT + 4
     assert caught.value.exit_code == 6
     assert caught.value.hint
     assert "\n" not in str(caught.value)

@@ -246,11 +246,9 @@ def test_two_processes_with_one_account_both_get_through(federation: Federation)
     for thread in threads:
         thread.start()
     try:
-        for _ in range(200):
+        while alive := [thread for thread in threads if thread.is_alive()]:  # each has a patience
             federation.mine()
-            if not any(thread.is_alive() for thread in threads):
-                break
-            threads[0].join(0.05)
+            alive[0].join(0.05)
     finally:
         federation.rpc.ask("evm_setAutomine", True)
     assert failures == []

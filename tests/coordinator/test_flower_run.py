@@ -21,6 +21,7 @@ from coordinator import flower_run
 from coordinator.flower_run import run_server_app
 from coordinator.superlink_calls import RunLost, SuperLinkCalls, control_client
 from genkd.errors import ConfigurationError, CoordinatorUnreachable, Stopped
+from tests.coordinator.conftest import wait_for
 
 ROOT = Path(__file__).parents[2]
 
@@ -163,16 +164,21 @@ def test_a_superlink_that_is_killed_and_comes_back_loses_nothing(
 ) -> None:
     """Its token and its loopback port are others then; the node finds it by the public port."""
     run_ids = set()
+    log = served.home / "node.log"
 
     def main(grid: Grid, context: Context) -> bytes:
         run_ids.add(context.run_id)
-        message_id = echo(grid, connected_node, b"on its way", seconds=1)
+        taken = log.read_text().count("Received successfully")
+        message_id = echo(grid, connected_node, b"on its way", seconds=5)
+        # One that is killed while it hands a message out has lost it.
+        wait_for(lambda: log.read_text().count("Received successfully") > taken, 60, log)
         before = served.running
         served.kill()
         back = threading.Timer(3, served.start)
         back.start()
-        assert list(grid.get_node_ids()) == [connected_node]  # waits for it
+        list(grid.get_node_ids())  # waits for it
         back.join()
+        wait_for(lambda: list(grid.get_node_ids()) == [connected_node], 120, log)
         assert served.running.private != before.private
         assert served.running.token != before.token
         return answer(grid, message_id, seconds=90)

@@ -77,7 +77,8 @@ class Home:
                 command, cwd=self.path, env=self.environment, stdout=log, stderr=log
             )
         try:
-            until(lambda: self.superlink_of(process.pid) is not None, process)
+            # It says so last, once nodes are let in.
+            until(lambda: "nodes join by" in self.log, process)
             yield self.superlink_of(process.pid)["public"]
             process.send_signal(end)
             code = process.wait(30)

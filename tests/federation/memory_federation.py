@@ -25,6 +25,7 @@ from contracts.enrolment import FederationCard
 from contracts.exchange import ShareRequest
 from coordinator import conversation
 from genkd.canonical import canonical_json
+from genkd.durable import atomic_write
 from genkd.provenance.draft import Draft, build_release
 from genkd.provenance.merkle import MerkleTree
 from genkd.provenance.node_keys import NodeKeys
@@ -192,7 +193,8 @@ class MemberNode(Signer):
             "seconds_between_answers": 0,
         }
         text = default_policy_text(**(values | changes))  # type: ignore[arg-type]
-        (self.membership / POLICY_FILE).write_text(text)
+        # A kept question may be reading it.
+        atomic_write(self.membership / POLICY_FILE, text.encode())
 
     def publish(self, round_number: int = 1, **changes: object) -> Path:
         """What `publish --for-round` leaves: a signed release in a run directory."""

@@ -10,6 +10,7 @@ that folder. "Training" adds a little noise to the shared student: no teacher is
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -152,8 +153,20 @@ class Chain:
         self.running = development_chain.up(self.folder, port=self.port)
 
     def kill(self) -> None:
-        """SIGKILL to Anvil itself, which has no time to save anything."""
+        """SIGKILL to Anvil itself, which has no time to save anything.
+
+        Not in the millisecond of each second in which its state is half written: that ends it for
+        good, and a person is told so.
+        """
         (anvil,) = psutil.Process(self.running.pid).children()
+        while True:
+            anvil.suspend()
+            try:
+                json.loads((self.folder / development_chain.STATE_FILE).read_bytes())
+                break
+            except ValueError:
+                anvil.resume()
+                time.sleep(0.05)
         anvil.kill()
 
     def down(self) -> None:
@@ -228,6 +241,11 @@ class Node(Party):
         """The shared student of a round."""
         folder = self.membership / "shared" / to_hex(RUN_ID) / f"round-{number:06d}"
         return next(iter(folder.glob("student-0x*")), None)
+
+    def has_proof(self, number: int) -> bool:
+        """Whether its own release of a round has its place in the round's tree."""
+        inclusion = read_receipt(self.released(number)).inclusion
+        return inclusion is not None and inclusion.proof is not None
 
     def publish(self, number: int) -> Path:
         """A signed release for a round, made from the student of the round before. No chain."""
@@ -324,9 +342,8 @@ class RealFederation:
             assert kept is not None, node.folder
             assert kept.name == merged.name
             assert read_release(kept).student == read_release(merged).student
-            own = read_receipt(node.released(number))
-            assert own.inclusion is not None
-            assert own.inclusion.proof is not None
+            # The node writes it once the student is kept.
+            wait_for(lambda node=node: node.has_proof(number))  # type: ignore[misc]
 
 
 def make_federation(folder: Path, nodes: int = 2) -> RealFederation:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from coordinator.certificates import Authority
-from coordinator.superlink import register_supernode
+from coordinator.superlink import list_supernodes, register_supernode
 from genkd.provenance import secp256k1
 from node.membership import Joined, Membership
 from tests.federation.real_federation import (
@@ -169,8 +169,18 @@ def test_a_killed_anvil_comes_back_with_what_was_recorded(running: Running) -> N
 
 def test_killed_executors_are_started_again_and_answer(running: Running) -> None:
     running.half_a_round()
-    for node in running.federation.nodes:
-        kill(children_of(node)[EXECUTOR])
+    nodes = running.federation.nodes
+    killed = {children_of(node)[EXECUTOR] for node in nodes}
+    for pid in killed:
+        kill(pid)
+
+    def are_back() -> bool:
+        executors = {children_of(node).get(EXECUTOR) for node in nodes}
+        online = sum(node.online for node in list_supernodes(running.federation.federation))
+        return not executors & {None, *killed} and online == len(nodes)
+
+    # A student is shared with the nodes that are there when the round ends.
+    wait_for(are_back, why=running.said)
     running.other_half()
 
 

@@ -35,7 +35,7 @@ from node.policy import default_policy_text
 pytest.importorskip("flwr")
 ROOT = Path(__file__).parents[2]
 RUN = "spring"
-PATIENCE = 60.0  # seconds, on a busy machine
+PATIENCE = 180.0  # seconds, on a busy machine
 
 SERVE = """
 import sys
@@ -134,7 +134,9 @@ class Node:
         return register_supernode(self.superlink.folder, pem, "node")
 
     def lines(self) -> list[str]:
-        return self.said.read_text().splitlines()
+        """What people were told, but that this SuperLink, without enrolment, has no request."""
+        lines = self.said.read_text().splitlines()
+        return [line for line in lines if "has no request" not in line]
 
     def says_connected(self) -> bool:
         """Whether the last that people were told is that it is connected."""
@@ -214,7 +216,7 @@ def ask(superlink: SuperLink, node_id: int, bundle: bytes | None = None) -> Any:
 
     def main(grid: Any, context: Any) -> Any:
         record = CollectRequest(run_id_of(RUN), 1).to_record()
-        (asked,) = grid.push_messages([Message(record, node_id, COLLECT, ttl=60.0)])
+        (asked,) = grid.push_messages([Message(record, node_id, COLLECT, ttl=PATIENCE)])
         assert asked
         (reply,) = wait_for(lambda: list(grid.pull_messages([asked])))
         return reply
@@ -266,7 +268,8 @@ def test_a_hostile_bundle_is_run_by_nobody_and_the_honest_one_is_answered(
     assert refused.error.reason == "this node does not run this app"
     assert not marker.exists()
     assert not list(node.membership.folder.rglob("hostile*"))  # nor unpacked
-    assert "policy.toml does not allow" in (node.membership.folder / "executor.log").read_text()
+    log = node.membership.folder / "executor.log"
+    wait_for(lambda: "policy.toml does not allow" in log.read_text())
     reply = CollectReply.from_record(ask(node.superlink, node_id).content)
     assert reply.node == KeyFolder(node.keys).profile().node
     assert reply.files is None
@@ -310,34 +313,34 @@ def test_no_process_of_a_node_can_reach_a_telemetry_host(node: Node) -> None:
 
 
 def test_sigterm_ends_all_of_it_in_order(node: Node) -> None:
+    node_id = node.register()
     assert len(node.children()) == 2
     started = time.monotonic()
     assert node.end() == 0
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 20  # it allows itself 8.5, and Python ends then
     assert node.children() == {}
     assert not node.membership.is_running()
-    assert node.superlink.online() == []  # it has said goodbye
+    assert node_id not in node.superlink.online()  # it has said goodbye
 
 
 def test_the_executor_comes_back_after_a_kill_and_answers(node: Node) -> None:
-    before, said = node.children(), len(node.lines())
+    node_id, before, said = node.register(), node.children(), len(node.lines())
     os.kill(before["node.executor"], signal.SIGKILL)
     after = wait_for(lambda: len(now := node.children()) == 2 and now != before and now)
     # The SuperNode may have waited for an answer that died.
     assert not set(after.values()) & set(before.values())
-    node_id = wait_for(lambda: list(node.superlink.online()))[0]
+    wait_for(lambda: node_id in node.superlink.online())
     wait_for(node.says_connected)
     assert not ask(node.superlink, node_id).has_error()
     assert sum("executor ended" in line for line in node.lines()[said:]) == 1
 
 
 def test_a_killed_supernode_comes_back_with_the_same_key(node: Node) -> None:
-    before, said = node.children(), len(node.lines())
-    node_ids = node.superlink.online()
+    node_id, before, said = node.register(), node.children(), len(node.lines())
     os.kill(before["node.supernode_process"], signal.SIGKILL)
     # The SuperLink would take the dead one for present for four minutes, and refuse its successor.
-    wait_for(lambda: any(line.startswith("connected") for line in node.lines()[said:]), 120)
-    assert node.superlink.online() == node_ids
+    wait_for(lambda: any(line.startswith("connected") for line in node.lines()[said:]))
+    assert node_id in node.superlink.online()
     # It might have kept a question for the one that was killed.
     assert node.children()["node.executor"] != before["node.executor"]
     assert len(node.lines()[said:]) < 6, node.lines()[said:]
@@ -346,7 +349,7 @@ def test_a_killed_supernode_comes_back_with_the_same_key(node: Node) -> None:
 def sigterm(node: Node) -> None:
     started = time.monotonic()
     assert node.end() == 0
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 20  # it allows itself 8.5, and Python ends then
 
 
 def kill_executor(node: Node) -> None:
@@ -390,7 +393,7 @@ def test_both_end_when_their_keeper_is_killed(node: Node) -> None:
 
 
 def test_a_superlink_that_is_killed_and_comes_back_is_two_lines(node: Node) -> None:
-    before, said = node.children(), len(node.lines())
+    node_id, before, said = node.register(), node.children(), len(node.lines())
     node.superlink.end(signal.SIGKILL)
     wait_for(lambda: any("does not answer" in line for line in node.lines()[said:]))
     time.sleep(5)
@@ -398,7 +401,7 @@ def test_a_superlink_that_is_killed_and_comes_back_is_two_lines(node: Node) -> N
     wait_for(node.says_connected)
     assert node.children() == before
     assert [line.split(" ")[0] for line in node.lines()[said:]] == ["the", "connected"]
-    (node_id,) = node.superlink.online()
+    assert node_id in node.superlink.online()
     assert not ask(node.superlink, node_id).has_error()
 
 
