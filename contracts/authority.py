@@ -37,7 +37,10 @@ def read_authority(pem: bytes) -> x509.Certificate:
     try:
         certificate = x509.load_pem_x509_certificate(pem)
         constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
+    except (
+        *(ValueError, x509.ExtensionNotFound, x509.DuplicateExtension),
+        *(x509.InvalidVersion, x509.UnsupportedGeneralNameType),
+    ) as error:
         raise _bad("it is no certificate of an authority") from error
     if not constraints.value.ca:
         raise _bad("it is no certificate of an authority")

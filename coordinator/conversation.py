@@ -13,6 +13,7 @@ growing.
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ from coordinator.intake import Intake
 from coordinator.node_messages import Answered, NodeMessages
 from coordinator.store import RoundState, Store, Submission
 from genkd.console import say
-from genkd.errors import CannotCheck, InputFileRefused
+from genkd.errors import CannotCheck, GenKDError, InputFileRefused
 from genkd.provenance.node_keys import NodeKeys
 from genkd.provenance.record import Acknowledgement
 from genkd.provenance.release import SIZE_LIMITS, read_bounded
@@ -100,6 +101,7 @@ class Conversation:
         keys: The coordinator's, which acknowledge releases.
         domain: The federation's registry.
         longest_pause: Seconds between two questions to one node, at most.
+        speaks_for: The address of the node that each Flower node was let in for, as far as known.
         clock: Seconds that never go back.
         sleep: Waits so many seconds.
     """
@@ -112,6 +114,7 @@ class Conversation:
         domain: Domain,
         *,
         longest_pause: float,
+        speaks_for: Callable[[], Mapping[int, str]] = dict,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -120,6 +123,7 @@ class Conversation:
         self._keys = keys
         self._domain = domain
         self._longest_pause = longest_pause
+        self._speaks_for = speaks_for
         self._clock = clock
         self._sleep = sleep
         self._peers: dict[int, _Peer] = {}
@@ -271,6 +275,9 @@ class Conversation:
         except InputFileRefused as error:
             self._tell(answer.node_id, f"answers nonsense: {error.message}")
             return
+        if self._speaks_for().get(answer.node_id, reply.node) != reply.node:
+            self._tell(answer.node_id, f"calls itself {reply.node}, which it was not let in for")
+            return
         self._addresses[answer.node_id] = reply.node
         self._store.saw(reply.node, answer.node_id, int(time.time()))
         if reply.files is None:
@@ -280,6 +287,11 @@ class Conversation:
             submission = intake.submit(reply.files, answer.node_id)
         except CannotCheck as error:  # nothing is said about the release: it is asked for again
             self._tell(answer.node_id, f"release not taken yet: {error.message}")
+            return
+        except (GenKDError, OSError, sqlite3.Error):
+            raise
+        except Exception as error:  # a defect of ours that a node has found ends nobody's round
+            self._tell(answer.node_id, f"release cannot be read: {type(error).__name__}")
             return
         if submission.accepted:
             again = ", again" if submission.duplicate else ""

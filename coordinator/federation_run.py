@@ -20,7 +20,7 @@ recorded and shared again before the next one begins.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -55,6 +55,7 @@ class FederationRun:
         archive: The run.
         plan: What to do.
         start: Where the federation starts; None takes up a run that has started.
+        speaks_for: See `Conversation`.
         interruptible: What a stop signal interrupts, see `merging`.
         clock: Seconds that never go back.
         sleep: Waits so many seconds.
@@ -67,6 +68,7 @@ class FederationRun:
         plan: RunPlan,
         start: StartStudent | None = None,
         *,
+        speaks_for: Callable[[], Mapping[int, str]] = dict,
         interruptible: Interruptible = lambda: nullcontext(lambda: None),
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
@@ -83,6 +85,7 @@ class FederationRun:
             archive.press.keys,
             archive.press.domain,
             longest_pause=plan.longest_pause,
+            speaks_for=speaks_for,
             clock=clock,
             sleep=sleep,
         )

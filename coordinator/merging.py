@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 NOTE = "merged.json"
 MAX_NOTE_BYTES = 2**22
+TRIED = 8  # images of noise that a member must be able to take
 MAX_SEED = 2**63 - 1
 # The recipes of `genkd.recipe` by which an ensemble is distilled: into fresh weights, and on from a
 # student that knows something.
@@ -172,18 +173,32 @@ def merge_releases(
 def fault_of_member(release: Path, card: ModelCard, method: MergeMethod) -> str | None:
     """Why a release cannot be merged into a student with this card by itself; None if it can.
 
-    A release that claims to know nothing, or no class of the federation, must not be found out when
-    the others are merged. What averaging needs, the intake's rules ask.
+    A release that claims to know nothing, or no class of the federation, or whose network cannot
+    take its images, must not be found out when the others are merged. What averaging needs, the
+    intake's rules ask.
     """
     if method is not MergeMethod.DISTILL:
         return None
+    import torch
+
     from genkd.merge import ensemble_of, member_of
 
+    image = card.input
+    noise = torch.rand(
+        (TRIED, image.channels, image.height, image.width),
+        generator=torch.Generator().manual_seed(0),
+    )
     try:
-        ensemble_of([member_of(release)], card)
+        member = ensemble_of([member_of(release)], card)
+        with torch.no_grad():
+            finite = bool(member(noise).isfinite().all())
     except (InputFileRefused, ConfigurationError) as error:
         return error.message
-    return None
+    except MemoryError:
+        raise
+    except Exception as error:  # a network of any architecture, of images that it was not made for
+        return f"it cannot take the federation's images: {type(error).__name__}"
+    return None if finite else "its answers are not finite"
 
 
 def _noted(out: Path, ids: list[str], method: MergeMethod) -> Merged | None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import httpx
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
@@ -90,8 +91,17 @@ class NodeMessages:
         while self._failed:
             yield self._failed.pop()
         for message_id, sent in list(self._under_way.items()):
-            with _flower():
+            try:
                 found = list(self._grid.pull_messages([message_id]))
+            except GenKDError:
+                raise
+            except (httpx.HTTPError, OSError) as error:
+                raise _stopped(error) from error
+            except Exception as error:  # the SuperLink hands on whatever a node sent
+                del self._under_way[message_id]
+                reason = f"its answer cannot be read: {type(error).__name__}"
+                yield Answered(sent.node_id, sent.kind, None, reason)
+                continue
             for message in found:
                 self._under_way.pop(message_id, None)
                 yield _answered(sent, message)
@@ -119,7 +129,11 @@ def _flower() -> Iterator[None]:
     except GenKDError:
         raise
     except Exception as error:
-        raise Stopped(
-            f"the SuperLink does not do its part: {type(error).__name__}",
-            hint="see whether 'genkd-coordinator serve' runs, then repeat the same command",
-        ) from error
+        raise _stopped(error) from error
+
+
+def _stopped(error: Exception) -> Stopped:
+    return Stopped(
+        f"the SuperLink does not do its part: {type(error).__name__}",
+        hint="see whether 'genkd-coordinator serve' runs, then repeat the same command",
+    )

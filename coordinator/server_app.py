@@ -18,6 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 from contracts.registry_access import registry_of
 from coordinator.federation_run import FederationRun
 from coordinator.flower_run import LOCK
+from coordinator.joins import Joins
 from coordinator.merged_release import ReleasePress
 from coordinator.merging import Interruptible
 from coordinator.node_messages import NodeMessages
@@ -78,4 +79,11 @@ def run_rounds(
     with Store.open(settings.federation) as store:
         archive = RunArchive(settings.federation, store, press, plan.run_id)
         messages = NodeMessages(grid)
-        return FederationRun(messages, archive, plan, start, interruptible=interruptible).run()
+        return FederationRun(
+            messages,
+            archive,
+            plan,
+            start,
+            speaks_for=Joins(settings.federation).supernodes,
+            interruptible=interruptible,
+        ).run()

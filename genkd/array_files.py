@@ -7,6 +7,7 @@ bounded before memory is taken, and a file that is truncated or goes on too long
 from __future__ import annotations
 
 import gzip
+import io
 import lzma
 import math
 import struct
@@ -35,6 +36,7 @@ NPZ_NAMES = (
 )
 Part = Literal["test", "train"]
 IDX_UNSIGNED_BYTE = 0x08
+MAX_NPY_HEADER = 10_000
 # What zipfile, gzip, zlib, Pillow and numpy's parser of headers raise over a broken file.
 BROKEN_FILE = (
     *(OSError, EOFError, ValueError, RuntimeError, NotImplementedError, SyntaxError),
@@ -46,7 +48,7 @@ def refuse_too_large(size: int, where: str, max_bytes: int = MAX_DATA_BYTES) -> 
     """Raise InputFileRefused if `size` bytes are more than `max_bytes`."""
     if size > max_bytes:
         raise InputFileRefused(
-            f"{where}: the data would take {size / 2**30:.1f} GiB of memory",
+            f"{where}: the data would take {size // 2**30:,} GiB of memory",
             hint=f"give a part of them, of at most {max_bytes / 2**30:g} GiB",
         )
 
@@ -155,7 +157,12 @@ def _npy_header(member: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]
         if version == (1, 0):
             return np.lib.format.read_array_header_1_0(member)
         if version == (2, 0):
-            return np.lib.format.read_array_header_2_0(member)
+            # numpy reads a header whole before it finds it too long.
+            length = member.read(4)
+            if int.from_bytes(length, "little") > MAX_NPY_HEADER:
+                raise ValueError(f"its header is longer than {MAX_NPY_HEADER} bytes")
+            header = length + member.read(int.from_bytes(length, "little"))
+            return np.lib.format.read_array_header_2_0(io.BytesIO(header))
     except MemoryError as error:  # what Python's parser says of a header nested too deeply
         raise ValueError("its header is nested too deeply") from error
     raise ValueError(f"an array format {version[0]}.{version[1]} holds no plain numbers")

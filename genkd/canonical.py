@@ -19,8 +19,9 @@ MAX_INTEGER = 2**53 - 1
 MAX_DEPTH = 32
 # Reading a number takes time by the square of its digits; none that is of use has as many.
 MAX_DIGITS = 32
-# Strings, whose brackets do not count, and what lies between brackets.
-NO_BRACKETS = re.compile(r'(?:[^\[\]{}"]++|"(?:[^"\\]++|\\.)*+"|")++', re.DOTALL)
+# Strings, whose brackets do not count, and what lies between brackets. One that never ends is taken
+# to the end of the text: to try each of its quotes anew would take time by the square.
+NO_BRACKETS = re.compile(r'(?:[^\[\]{}"]++|"(?:[^"\\]++|\\.)*+(?:"|\\?\Z))++', re.DOTALL)
 DEPTH_STEP = {"[": 1, "{": 1, "]": -1, "}": -1}
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import stat
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -96,7 +97,7 @@ class FederationSettings(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            place = cls._place_of(str(first["loc"][0]), given)
+            place = cls.place_of(str(first["loc"][0]), **given)
             raise ConfigurationError(
                 f"{place}: {first['msg']}",
                 hint="correct it there; a flag wins over the environment, that over the files",
@@ -156,9 +157,9 @@ class FederationSettings(BaseModel):
         return values
 
     @classmethod
-    def _place_of(cls, key: str, flags: dict[str, object]) -> str:
-        """Where the value of `key` that counts was written."""
-        if key in flags:
+    def place_of(cls, key: str, **flags: object) -> str:
+        """Where the value of `key` that counts was written, for people; the key if nowhere."""
+        if flags.get(key) is not None:
             return "--" + key.replace("_", "-")
         if key in cls._from_environment():
             return next(name for name, field in cls._variables().items() if field == key)
@@ -222,4 +223,6 @@ def write_settings(path: Path, values: Mapping[str, str | int]) -> None:
     if not edited:
         lines = ", ".join(f"{key} = {value!r}" for key, value in values.items())
         raise ConfigurationError(f"{path} cannot be edited safely", hint=f"set by hand: {lines}")
-    atomic_write(path, result.encode("utf-8"))
+    # An endpoint's URL may carry a provider's key: who could not read the file still cannot.
+    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o644
+    atomic_write(path, result.encode("utf-8"), mode=mode)

@@ -12,7 +12,7 @@ from genkd.console import Answer, AsJson, columns
 from genkd.errors import UsageError
 from genkd.layered_settings import ChainFlag, KeysFlag, RegistryFlag, RpcFlag
 from genkd.provenance.typed_data import parse_address, parse_bytes32, to_hex
-from node.settings import load_settings
+from node.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from genkd.provenance.verification import Check, Verification
@@ -126,10 +126,14 @@ def revoke(
     code = RevocationReason[reason.upper().replace("-", "_")]
     message = Revocation(record_id, code, unlocked.address)
     written = client.revoke(message, unlocked.sign(message, client.domain))
-    said = "was revoked before" if written.already_there else "is revoked"
+    lines = [f"{to_hex(record_id)} is revoked"]
+    if written.already_there:
+        lines = [
+            f"{to_hex(record_id)} was revoked before",
+            "(a stolen key's revocation is void once that key is removed: revoke again then)",
+        ]
     return Answer(
-        {"record_id": to_hex(record_id), "reason": reason, "before": written.already_there},
-        [f"{to_hex(record_id)} {said}"],
+        {"record_id": to_hex(record_id), "reason": reason, "before": written.already_there}, lines
     )
 
 
@@ -227,5 +231,7 @@ def _verify(
     urls = rpc or ([settings.rpc_url] if settings.rpc_url else [])
     domain, chain = reader_of(settings, urls)
     accepted = None if not nodes else frozenset(parse_address(one) for one in nodes)
-    policy = Policy(domain, nodes=accepted)
+    # A folder that was downloaded may hold a genkd.toml of its own.
+    said_by = Settings.place_of("registry", registry=registry)
+    policy = Policy(domain, nodes=accepted, said_by=said_by)
     return verify_release(path, policy=policy, chain=chain, parents_in=parents_in or ())

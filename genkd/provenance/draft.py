@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from genkd.digest import sha256_bytes, tensor_root
-from genkd.durable import TEMPORARY_PREFIX, atomic_write, unwritable
+from genkd.durable import TEMPORARY_PREFIX, atomic_write, flush_folder, unwritable
 from genkd.provenance.bundle import BUNDLE_NAME, sign_directory
 from genkd.provenance.node_keys import NodeKeys
 from genkd.provenance.origin import Origin, read_origin, stamp
@@ -130,6 +130,9 @@ def build_release(folder: Path, draft: Draft, keys: NodeKeys) -> Path:
             atomic_write(temporary / name, data)
         temporary.chmod(0o755)
         os.rename(temporary, target)
+        # Before it is recorded: a chain must know no release that a power cut can take.
+        flush_folder(folder)
+        flush_folder(folder.parent)
     except OSError as error:
         raise unwritable(target, error) from error
     finally:

@@ -24,10 +24,13 @@ the current one, so `next` may be moved to another medium.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import secrets
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -206,8 +209,9 @@ class KeyFolder:
             ResourceExhausted: If the folder cannot be written.
         """
         path = self._folder_of(address) / f"teacher-{teacher_sha256.hex()}.salt"
-        if not path.exists():
-            atomic_write(path, secrets.token_bytes(32), mode=FILE_MODE)
+        with _alone(path.parent):
+            if not path.exists():
+                atomic_write(path, secrets.token_bytes(32), mode=FILE_MODE)
         salt = _read_secret(path)
         if len(salt) != 32:
             raise KeyOrSignatureError(f"{path} is damaged", hint="restore it from a backup")
@@ -309,6 +313,17 @@ def _make_folder(path: Path) -> None:
         path.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
     except OSError as error:
         raise unwritable(path, error) from error
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let one process at a time look whether a file is there, and make it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _require_closed(folder: Path) -> None:

@@ -175,10 +175,11 @@ class Statement:
             raise _bad(f"it is larger than {MAX_STATEMENT_BYTES} bytes")
         try:
             statement = _parse(parse_json(data))
-        except ValueError as error:
+            spelled_alike = statement.to_bytes() == data
+        except ValueError as error:  # also of a lone surrogate, which UTF-8 cannot spell
             raise _bad(str(error)) from error
         # One comparison refuses every unknown field, other type URI and second spelling.
-        if statement.to_bytes() != data:
+        if not spelled_alike:
             raise _bad("it has unknown fields, another version, or another spelling")
         return statement
 

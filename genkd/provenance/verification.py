@@ -43,12 +43,14 @@ class Policy:
         nodes: The nodes whose students are accepted; None accepts every enrolled one.
         run_ids: The runs that are accepted; None accepts all.
         architectures: The architectures that are accepted; None accepts all.
+        said_by: Where the caller read which domain counts, for people.
     """
 
     domain: Domain | None = None
     nodes: frozenset[str] | None = None
     run_ids: frozenset[bytes] | None = None
     architectures: frozenset[str] | None = None
+    said_by: str = ""
 
 
 @dataclass(frozen=True)

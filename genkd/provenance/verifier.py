@@ -214,7 +214,8 @@ class _Verifier:
         domain = self.policy.domain
         if domain is None:
             raise Unmade("no registry was named as trusted")
-        return f"chain {domain.chain_id}, registry {domain.contract}"
+        said = self.policy.said_by and f" (from {self.policy.said_by})"
+        return f"chain {domain.chain_id}, registry {domain.contract}{said}"
 
     def check_6(self) -> str:
         """The endpoint serves the trusted chain, and the registry is this project's contract."""

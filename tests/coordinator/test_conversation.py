@@ -17,6 +17,7 @@ from coordinator.store import Store
 
 RUN = bytes(32)
 ADDRESS = "0x5FbDB2315678afecb367f032d93F642f64180aa3"
+OTHER = "0xe05fcC23807536bEe418f142D19fa0d21BB0cfF7"
 NODE = 7
 
 
@@ -68,7 +69,13 @@ def node() -> Node:
 
 
 @pytest.fixture
-def talk(node: Node, tmp_path: Path) -> Iterator[Conversation]:
+def let_in() -> dict[int, str]:
+    """The node that each Flower node was let in for; none is known at first."""
+    return {}
+
+
+@pytest.fixture
+def talk(node: Node, let_in: dict[int, str], tmp_path: Path) -> Iterator[Conversation]:
     with Store.open(tmp_path) as store:
         for number in (0, 1):
             store.begin_round(RUN, number)
@@ -82,6 +89,7 @@ def talk(node: Node, tmp_path: Path) -> Iterator[Conversation]:
             None,  # type: ignore[arg-type]
             None,  # type: ignore[arg-type]
             longest_pause=60.0,
+            speaks_for=lambda: let_in,
             clock=lambda: node.now,
             sleep=sleep,
         )
@@ -120,3 +128,22 @@ def test_a_node_that_takes_longer_than_it_may_is_not_waited_for(
     node._until = 10_000.0
     assert talk.share(Merged(RUN, 1, Path()), until=node.now + 120.0) == (0, 1)
     assert node.now < SECONDS_TO_KEEP + 30
+
+
+def test_a_node_that_takes_another_s_name_is_not_believed(
+    node: Node,
+    talk: Conversation,
+    let_in: dict[int, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    let_in[NODE] = OTHER
+    collect(talk, 1000.0)
+    said = capsys.readouterr().err.splitlines()
+    assert f"Flower node {NODE}: calls itself {ADDRESS}, which it was not let in for" in said
+    with Store.open(tmp_path) as store:
+        assert list(store.nodes()) == []
+    let_in[NODE] = ADDRESS
+    collect(talk, 2000.0)
+    with Store.open(tmp_path) as store:
+        assert [seen.node for seen in store.nodes()] == [ADDRESS]

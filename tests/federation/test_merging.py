@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -236,6 +237,39 @@ def test_a_release_that_claims_to_know_nothing_is_found_before_the_merge(
     )
     assert fault_of_member(release, TOY, MergeMethod.DISTILL)
     assert fault_of_member(release, TOY, MergeMethod.FEDAVG) is None
+
+
+@pytest.mark.parametrize(
+    ("architecture", "side", "scale", "why"),
+    [
+        ("resnet8-quarter", 16, 1e30, "its answers are not finite"),
+        ("lenet5-bn-quarter", 8, 1.0, "it cannot take the federation's images: RuntimeError"),
+    ],
+)
+def test_a_release_whose_network_cannot_work_is_found_before_the_merge(
+    federation: MemoryFederation,
+    tmp_path: Path,
+    architecture: str,
+    side: int,
+    scale: float,
+    why: str,
+) -> None:
+    import torch
+
+    from genkd.card import ModelSpec
+    from genkd.models import build_model
+    from genkd.weights import model_bytes
+
+    spec = ModelSpec(architecture, 4, 1)
+    card = ModelCard(spec, replace(TOY.input, height=side, width=side), TOY.class_names)
+    network = build_model(spec, generator=torch.Generator().manual_seed(0))
+    state = {
+        name: tensor * scale if tensor.ndim == 4 else tensor
+        for name, tensor in network.state_dict().items()
+    }
+    data = model_bytes(state, {"v": 1, "card": card_to_json(card)})
+    release = federation.nodes[0].sign(tmp_path / "releases", student=data)
+    assert fault_of_member(release, card, MergeMethod.DISTILL) == why
 
 
 def test_a_release_that_knows_its_classes_is_a_member(different: list[Path]) -> None:

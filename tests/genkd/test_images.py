@@ -150,6 +150,16 @@ BROKEN_NPZ = {
         npz_of_members(images=npy(HUGE.replace("60", "6000")), labels=b""),
         "GiB of memory",
     ),
+    "beyond all numbers": (
+        npz_of_members(images=npy(HUGE.replace("60, 60", "9" * 400)), labels=b""),
+        "GiB of memory",
+    ),
+    "a header of many megabytes": (
+        npz_of_members(
+            images=b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**24) + b" " * 2**24, labels=b""
+        ),
+        "not an intact",
+    ),
     "negative shape": (npz_of_members(images=npy(NEGATIVE), labels=b""), "not an array"),
     "data after the end": (
         npz_of_members(images=npy(SMALL, bytes(65)), labels=npy(SMALL)),

@@ -107,3 +107,17 @@ def test_a_file_that_cannot_be_edited_safely_is_left_alone(text: str) -> None:
     with pytest.raises(ConfigurationError):
         write_settings(Path("genkd.toml"), VALUES)
     assert Path("genkd.toml").read_text() == text
+
+
+def test_a_file_that_others_could_not_read_stays_so() -> None:
+    here('rpc_url = "https://rpc.example/secret"\n')
+    Path("genkd.toml").chmod(0o600)
+    write_settings(Path("genkd.toml"), VALUES)
+    assert Path("genkd.toml").stat().st_mode & 0o777 == 0o600
+
+
+def test_where_a_setting_was_written_is_told() -> None:
+    assert Settings.place_of("registry") == "registry"
+    here(f'registry = "0x{"1" * 40}"')
+    assert Settings.place_of("registry", registry=None) == "genkd.toml: registry"
+    assert Settings.place_of("registry", registry="0x") == "--registry"

@@ -65,7 +65,9 @@ def write_run(folder: Path, *, seed: int = 1, teacher: bytes = b"teacher") -> Pa
         "student": {"sha256": hashlib.sha256(student).hexdigest()},
     }
     (folder / "result.json").write_text(json.dumps(result))
-    (folder / "evaluation.json").write_text(json.dumps({"images": 1000, "top1": 0.81}))
+    (folder / "evaluation.json").write_text(
+        json.dumps({"images": 1000, "top1": 0.81, "teacher_top1": 0.9})
+    )
     return folder
 
 

@@ -250,6 +250,7 @@ def test_every_check_has_its_line_for_people(
     assert captured.out == ""
     lines = captured.err.splitlines()
     assert [int(line[3:5]) for line in lines[:11]] == list(range(11))
+    assert lines[0].endswith(" (from genkd.toml: registry)")  # it may have come with the release
     assert lines[-1] == "valid"
 
 

@@ -80,7 +80,7 @@ def test_the_statement_tells_recipe_and_figures_without_fractions(published: Pub
         "energy": True,
         "seed": str(2**60),
     }
-    assert dict(statement.evaluation) == {"top1": "0.81"}
+    assert dict(statement.evaluation) == {"top1": "0.81"}  # nothing of the private teacher
 
 
 def test_publishing_twice_changes_nothing(

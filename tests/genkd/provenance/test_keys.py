@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import pickle
 import stat
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from genkd.errors import InputFileRefused, KeyOrSignatureError, ResourceExhausted
@@ -54,6 +58,23 @@ def test_init_twice_never_overwrites(folder: KeyFolder) -> None:
     with pytest.raises(KeyOrSignatureError, match="never overwritten"):
         folder.create(Passphrase("another passphrase"))
     assert files_of(folder.path) == before
+
+
+def test_one_salt_a_teacher_however_many_ask_at_once(
+    folder: KeyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = folder.create(PASSPHRASE).node
+    write = keys_module.atomic_write
+
+    def slowly(path: Path, data: bytes, *, mode: int) -> None:
+        time.sleep(0.2)  # so that each would look before another has written
+        write(path, data, mode=mode)
+
+    monkeypatch.setattr(keys_module, "atomic_write", slowly)
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(folder.teacher_salt, address, bytes(32)) for _ in range(3)]
+        salts = {one.result() for one in asked}
+    assert salts == {folder.teacher_salt(address, bytes(32))}
 
 
 def test_only_the_owner_can_read_the_files(folder: KeyFolder) -> None:
@@ -233,7 +254,20 @@ def test_a_profile_survives_its_file(profile: NodeProfile, tmp_path: Path) -> No
     assert read_profile(path) == profile
 
 
+def of_unknown_curve(pem: str) -> str:
+    key = serialization.load_pem_public_key(pem.encode())
+    der = key.public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    changed = der.replace(bytes.fromhex("06082a8648ce3d030107"), UNKNOWN_CURVE)
+    assert changed != der
+    text = base64.encodebytes(changed).decode()
+    return f"-----BEGIN PUBLIC KEY-----\n{text}-----END PUBLIC KEY-----\n"
+
+
 P384 = pem_of(ec.derive_private_key(7, ec.SECP384R1()).public_key())
+# The object identifier of P-256 with another end: a curve that nobody knows.
+UNKNOWN_CURVE = bytes.fromhex("06082a8648ce3d030163")
 BAD_PROFILES = {
     "a member missing": lambda p: p.pop("node"),
     "a member more": lambda p: p.update(admin=True),
@@ -242,6 +276,7 @@ BAD_PROFILES = {
     "an address without checksum": lambda p: p.update(node=p["node"].lower()),
     "no key": lambda p: p.update(signingKey="hello"),
     "a key of another curve": lambda p: p.update(signingKey=P384),
+    "a key of an unknown curve": lambda p: p.update(signingKey=of_unknown_curve(p["signingKey"])),
     "a key with spaces": lambda p: p.update(signingKey=p["signingKey"] + "\n"),
     "a key that is a number": lambda p: p.update(signingKey=5),
     "a key of a megabyte": lambda p: p.update(signingKey="x" * 10_000),

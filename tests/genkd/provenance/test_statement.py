@@ -127,6 +127,10 @@ BAD_JSON = {
     "round is true": ("predicate.buildDefinition.externalParameters.round", True),
     "node is a path": ("predicate.runDetails.builder.id", "file:///home"),
     "recipe is a list": ("predicate.buildDefinition.externalParameters.recipe", []),
+    "a setting of half a character": (
+        "predicate.buildDefinition.externalParameters.recipe",
+        {"name": "\ud800"},
+    ),
     "version is a list": ("predicate.runDetails.builder.version", []),
 }
 
