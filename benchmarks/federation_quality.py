@@ -148,12 +148,14 @@ def run_seed(plan: Plan, seed: int) -> SeedFigures:
     data = read_images(plan.images, student.card)
     claims = [_certain(plan.teacher(number)) for number in range(1, NODES + 1)]
     teachers = ensemble_of(claims, student.card)
+    # Read anew: a merge may have moved the networks of `members` to a GPU.
+    students = ensemble_of([member_of(node.release) for node in nodes], student.card)
     runs = {node.name: folder / node.name for node in nodes} | {"merge": gated, "uniform": uniform}
     found = SeedFigures(
         seed=seed,
         figures=measure(nodes, gated / "student.safetensors", data, student.card),
         uniform_distilled=_accuracy(load_student(uniform / "student.safetensors"), data),
-        students_told=_accuracy_told(ensemble_of(members, student.card), data),
+        students_told=_accuracy_told(students, data),
         teachers_gated=_accuracy(teachers, data),
         teachers_told=_accuracy_told(teachers, data),
         seconds={name: _result(path)["seconds"] for name, path in runs.items()},
@@ -256,11 +258,12 @@ def _accuracy(model: Callable[[Tensor], Tensor], data: LabelledImages) -> float:
 
 
 def _accuracy_told(ensemble: Ensemble, data: LabelledImages) -> float:
-    """Of the ensemble that is told what each image is of, but answers among all classes."""
-    classes = ensemble.card.spec.num_classes
+    """Of those members alone who know what each image is of; they answer among all they know."""
 
     def ask(images: Tensor, labels: Tensor) -> Tensor:
-        return ensemble.answer(images, nn.functional.one_hot(labels, classes).float())
+        judges = ensemble.trust.T[labels]  # (B, N), rows sum to 1
+        says = torch.stack([one(images).float().softmax(1) for one in ensemble.members], 1)
+        return (judges.unsqueeze(2) * says).sum(1)
 
     return _right(ask, data)
 

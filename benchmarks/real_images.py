@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.nn import functional
-from trials import one_line_errors, require_training_set
+from trials import device_for, one_line_errors, require_training_set
 
 from genkd.augmentation import random_affine
 from genkd.bank import SynthesisBank
@@ -134,7 +134,8 @@ def main() -> None:
     made = f"{arguments.kind} on real images"
     network, card = new_student(teacher, arguments.student, arguments.seed, made)
     data = training_images(arguments.images, teacher.card)
-    budget, device = Budget.parse(arguments.budget), choose_device("auto", "auto")
+    budget = Budget.parse(arguments.budget)
+    device = choose_device(device_for(budget), "auto")
     result = train(arguments.kind, teacher, network, data, budget, device, arguments.seed)
     arguments.out.mkdir(parents=True, exist_ok=True)
     state = network.to("cpu").state_dict()

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from real_images import new_student, train, training_images
-from trials import SHIPPED, one_line_errors
+from trials import SHIPPED, device_for, one_line_errors
 
 from genkd.card import ModelCard
 from genkd.device import choose_device
@@ -65,7 +65,8 @@ def refit(
 ) -> Evaluation:
     """A new student of `bank`, measured on `data`."""
     network, card = new_student(teacher, student, seed, "of a finished bank")
-    train("distilled", teacher, network, bank, budget, choose_device("auto", "auto"), seed)
+    device = choose_device(device_for(budget), "auto")
+    train("distilled", teacher, network, bank, budget, device, seed)
     return evaluate(NormalisedStudent(network.cpu(), card.input), data, card, teacher=teacher.cpu())
 
 

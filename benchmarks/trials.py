@@ -128,6 +128,11 @@ def overrides_of(own: Mapping[str, str], shared: Mapping[str, str]) -> tuple[tup
     return tuple((k, v) for k, v in {**shared, **own}.items() if k not in unread)
 
 
+def device_for(budget: Budget) -> str:
+    """What a study says as --device: a budget in core-seconds counts no work of a GPU."""
+    return "cpu" if budget.unit == "core-seconds" else "auto"
+
+
 def teacher_file(pair: Pair, teachers: Path | None) -> Path:
     """Where the teacher of a pair lies.
 
@@ -259,7 +264,8 @@ def run_trial(trial: Trial, out: Path, data: str, teachers: Path | None = None) 
             *("distill", "--teacher", str(teacher), "--student", trial.pair.student),
             # Whatever the user's own settings say: a kept row is of the standard recipe.
             *("--recipe", "standard", "--budget", trial.budget, "--seed", str(trial.seed)),
-            *("--out", str(folder), "--device", "auto", "--precision", "auto"),
+            *("--out", str(folder), "--device", device_for(Budget.parse(trial.budget))),
+            *("--precision", "auto"),
             *settings,
         )
     answer = _genkd(

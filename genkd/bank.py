@@ -44,6 +44,7 @@ class SynthesisBank:
         self._images = torch.empty((0, *image_shape), dtype=torch.uint8, device=device)
         self._labels = torch.empty(0, dtype=torch.int64, device=device)
         self._confidence = torch.empty(0, device=device)
+        self._chances: Tensor | None = None  # of each image; None: those kept have changed
 
     def __len__(self) -> int:
         return len(self._images)
@@ -61,6 +62,7 @@ class SynthesisBank:
         self._images = torch.cat((self._images, images))[-keep:]
         self._labels = torch.cat((self._labels, labels))[-keep:]
         self._confidence = torch.cat((self._confidence, confidence.float()))[-keep:]
+        self._chances = None
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """`count` images, with replacement: float32 (count, C, H, W) in [0, 1], and their labels.
@@ -68,9 +70,11 @@ class SynthesisBank:
         Every class that has images is as likely as every other, however many it has: some classes
         are confirmed less often, and of several teachers some know more classes.
         """
-        chances = 1 / torch.bincount(self._labels).clamp_min(1).float()
+        if self._chances is None:  # counting them waits for the device, so not in every draw
+            chances = 1 / torch.bincount(self._labels).clamp_min(1).float()
+            self._chances = chances[self._labels]
         index = torch.multinomial(
-            chances[self._labels].to(generator.device), count, True, generator=generator
+            self._chances.to(generator.device), count, True, generator=generator
         ).to(self._images.device)
         return as_images(self._images[index]), self._labels[index]
 
@@ -125,3 +129,4 @@ class SynthesisBank:
         device = self._images.device
         self.added, self._images = added, images.to(device)
         self._labels, self._confidence = labels.to(device), confidence.to(device)
+        self._chances = None

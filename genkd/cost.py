@@ -24,6 +24,9 @@ LATENCY_BATCHES = (1, 256)
 LATENCY_SECONDS = 2.0
 LATENCY_CALLS = (3, 50)
 WARM_UP_CALLS = 2
+# How torch says it where it has no type of its own for it: on a CPU; on MPS and where CUDA itself
+# refuses; cuBLAS's and cuDNN's workspaces.
+OUT_OF_MEMORY = ("allocate memory", "out of memory", "ALLOC_FAILED")
 
 
 @dataclass(frozen=True)
@@ -107,8 +110,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 def peak_memory_bytes(device: torch.device) -> int:
     """Peak of the memory used so far.
 
-    On a GPU, of what torch allocated there since `torch.cuda.reset_peak_memory_stats`. Elsewhere,
-    of the resident memory of this whole process since it started, torch itself included.
+    On a GPU, of what torch allocated there since `reset_peak_memory`. Elsewhere, of the resident
+    memory of this whole process since it started, torch itself included.
     """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
@@ -116,10 +119,24 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
 
 
-def memory_in_use_bytes(device: torch.device) -> int:
-    """Memory in use now: on a GPU what torch allocated there, elsewhere this process's resident."""
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory_bytes` of a GPU count from now on; elsewhere nothing can be reset."""
     if device.type == "cuda":
-        return int(torch.cuda.memory_allocated(device))
+        # In a fresh process "cuda:0" is an error without.
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def memory_in_use_bytes(device: torch.device) -> int:
+    """Memory that is taken from others now: this process's resident, or what torch holds of a GPU.
+
+    On a GPU that is more than its tensors: what a batch needed while it ran is freed at its end,
+    but stays torch's.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.memory_reserved(device))
+    if device.type == "mps":
+        return int(torch.mps.driver_allocated_memory())
     return int(psutil.Process().memory_info().rss)
 
 
@@ -129,7 +146,12 @@ def device_name(device: torch.device) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch or Python ran out of memory; on the CPU torch has no type of its own for it."""
+    """Whether torch or Python ran out of memory, on whatever device."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and says_out_of_memory(str(error))
+
+
+def says_out_of_memory(message: str) -> bool:
+    """Whether a library's message says that memory ran out."""
+    return any(words in message for words in OUT_OF_MEMORY)

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from genkd.canonical import canonical_json
+from genkd.device import Constant
 from genkd.digest import sha256_bytes
 from genkd.teacher import Teacher
 
@@ -124,15 +125,15 @@ class TeacherWithMemory(Ensemble):
         super().__init__([Member(one, (1.0,) * len(one.known)) for one in members])
         self.sha256 = teacher.sha256
         self.earlier = earlier
+        self._own = Constant(self.credited)
 
     def forward(self, images: Tensor) -> Tensor:
         """Log p (B, K) of images (B, C, H, W) in [0, 1]."""
-        own = list(self.credited)
+        own = self._own.on(images.device)
         says = self.earlier(images).float().softmax(1)
         among_own = self.members[0](images).float().softmax(1)[:, own]
         told = says[:, own].sum(1, keepdim=True) * among_own
-        places = torch.tensor(own, device=images.device)
-        log_p: Tensor = says.index_copy(1, places, told).clamp_min(LEAST).log()
+        log_p: Tensor = says.index_copy(1, own, told).clamp_min(LEAST).log()
         return log_p
 
     @property

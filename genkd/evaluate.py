@@ -33,6 +33,7 @@ from genkd.cost import (
     is_out_of_memory,
     measure_cost,
     peak_memory_bytes,
+    reset_peak_memory,
 )
 from genkd.errors import InputFileRefused, ResourceExhausted, UsageError
 from genkd.fingerprint import COUNTER, expected_by, require_match
@@ -187,8 +188,7 @@ def evaluate(
     device, classes = torch.device(device), card.spec.num_classes
     models = [model] if teacher is None else [model, teacher]
     answers, costs = [], []
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    reset_peak_memory(device)
     with _memory_errors(batch_size):
         timed_on = _timing_images(data, batch_size, device)
         for index, network in enumerate(models):

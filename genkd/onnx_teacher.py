@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from genkd.card import InputCard, ModelCard, ModelSpec
+from genkd.cost import says_out_of_memory
 from genkd.errors import ConfigurationError, InputFileRefused
 from genkd.onnx_file import (
     EXPORT_AGAIN,
@@ -59,7 +60,7 @@ class BlackBox(nn.Module):
         self.file = file
         self.probabilities = False
         self.weights = [_stand_in(one.dtype, one.shape) for one in file.weights]
-        self._sessions: dict[str, Any] = {}
+        self._sessions: dict[torch.device, Any] = {}
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits float32 (B, K) of normalised images (B, C, H, W).
@@ -72,7 +73,7 @@ class BlackBox(nn.Module):
             raise ConfigurationError(f"{self.file.source}: {WHY_NOT}", hint=USE_PRIOR)
         dtype = np.float16 if self.file.input_dtype == "F16" else np.float32
         array = images.detach().float().contiguous().cpu().numpy().astype(dtype, copy=False)
-        answers = self._answer(array, images.device.type)
+        answers = self._answer(array, images.device)
         if not np.isfinite(answers).all():
             raise InputFileRefused(
                 f"{self.file.source} answers with NaN or infinity",
@@ -81,7 +82,7 @@ class BlackBox(nn.Module):
         logits = torch.from_numpy(answers).to(images.device)
         return logits.clamp_min(LEAST_PROBABILITY).log() if self.probabilities else logits
 
-    def _answer(self, images: np.ndarray[Any, Any], device: str) -> np.ndarray[Any, Any]:
+    def _answer(self, images: np.ndarray[Any, Any], device: torch.device) -> np.ndarray[Any, Any]:
         """(B, K), in as many calls as a graph with a fixed batch needs."""
         size, count = self.file.batch or len(images), len(images)
         if count % size:
@@ -91,7 +92,7 @@ class BlackBox(nn.Module):
         ]
         return np.concatenate(parts)[:count]
 
-    def _run(self, images: np.ndarray[Any, Any], device: str) -> np.ndarray[Any, Any]:
+    def _run(self, images: np.ndarray[Any, Any], device: torch.device) -> np.ndarray[Any, Any]:
         if device not in self._sessions:
             self._sessions[device] = _open(self.file, device)
         try:
@@ -208,7 +209,7 @@ def _try_out(box: BlackBox, image: InputCard, num_classes: int | None) -> int:
     return classes
 
 
-def _open(file: OnnxFile, device: str) -> Any:  # an onnxruntime.InferenceSession
+def _open(file: OnnxFile, device: torch.device) -> Any:  # an onnxruntime.InferenceSession
     """A session that writes nothing, sends nothing, and uses torch's number of threads."""
     runtime = require_package("onnxruntime")
     options = runtime.SessionOptions()
@@ -217,9 +218,9 @@ def _open(file: OnnxFile, device: str) -> Any:  # an onnxruntime.InferenceSessio
     options.inter_op_num_threads = 1
     # Threads that wait in a loop would spend the budget in core-seconds.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    providers = ["CPUExecutionProvider"]
-    if device == "cuda" and "CUDAExecutionProvider" in runtime.get_available_providers():
-        providers.insert(0, "CUDAExecutionProvider")
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if device.type == "cuda" and "CUDAExecutionProvider" in runtime.get_available_providers():
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
     try:
         return runtime.InferenceSession(file.data, options, providers=providers)
     except Exception as error:  # onnxruntime's errors have no common type but this
@@ -228,7 +229,7 @@ def _open(file: OnnxFile, device: str) -> Any:  # an onnxruntime.InferenceSessio
 
 def _failed(file: OnnxFile, error: Exception, what: str) -> Exception:
     reason = str(error).strip().partition("\n")[0][:200]
-    if "allocate memory" in reason or isinstance(error, MemoryError):
+    if says_out_of_memory(reason) or isinstance(error, MemoryError):
         return MemoryError(reason)  # callers halve their batch
     shown = reason if reason.isprintable() else ascii(reason)
     return InputFileRefused(

@@ -47,8 +47,9 @@ class Budget:
     Attributes:
         amount: How much, above 0.
         unit: "seconds" of wall time; "core-seconds", processor time of this process over all its
-            threads, which other programs on the machine hardly change; teacher "passes" (images
-            that went through the teacher, forward); or "samples", images put into the bank.
+            threads, which other programs on the machine hardly change, and which counts nothing of
+            what a GPU does; teacher "passes" (images that went through the teacher, forward); or
+            "samples", images put into the bank.
     """
 
     amount: float

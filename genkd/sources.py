@@ -53,6 +53,7 @@ class Sources:
         self.class_of = torch.tensor([label for _, label in asked], device=on)
         self.chance = torch.stack([teacher.trust[who, label] for who, label in asked]).to(on)
         self.statistics = [BatchStatistics(one, momentum=momentum) for one in self.members]
+        self._parted: tuple[Tensor, int, list[tuple[int, Tensor]]] | None = None
 
     @property
     def have_batch_norm(self) -> bool:
@@ -150,10 +151,8 @@ class Sources:
         """The logits (B, K) of `ask` of every member and its own images."""
         if len(self.members) == 1:
             return ask(0, images)
-        who_of = self.member_of[requests]
         logits: Tensor | None = None
-        for who in torch.unique(who_of).tolist():
-            places = (who_of == who).nonzero().squeeze(1)
+        for who, places in self._parts(requests):
             part = images[places].contiguous(memory_format=torch.channels_last)
             said = ask(who, part)
             if logits is None:
@@ -162,6 +161,20 @@ class Sources:
         if logits is None:
             return images.new_zeros(0, self.num_classes)
         return logits
+
+    def _parts(self, requests: Tensor) -> list[tuple[int, Tensor]]:
+        """Each member that requests (B,) ask, and the places of its images, int64.
+
+        Finding out waits for the device, and a generator asks the same in all steps of a round: of
+        the last requests it is remembered, by who they are and how often they were written to.
+        """
+        parted = self._parted
+        if parted is None or parted[0] is not requests or parted[1] != requests._version:
+            who_of = self.member_of[requests]
+            asked = torch.unique(who_of).tolist()
+            parts = [(who, (who_of == who).nonzero().squeeze(1)) for who in asked]
+            self._parted = parted = (requests, requests._version, parts)
+        return parted[2]
 
 
 def pixel_distance(images: Tensor, teacher: Teacher) -> Tensor:

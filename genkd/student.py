@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from genkd.augmentation import augment, random_affine
 from genkd.bank import SynthesisBank
 from genkd.card import InputCard
-from genkd.device import Device
+from genkd.device import Device, global_random
 from genkd.ensemble import Ensemble
 from genkd.losses import distillation_loss
 from genkd.recipe import Recipe
@@ -115,11 +115,7 @@ class StudentLearner:
         ahead = torch.Generator(on)
         ahead.set_state(self.random.get_state())
         seed = int(torch.randint(2**62, (), generator=ahead, device=on))
-        devices = [on.index or 0] if on.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.default_generator.manual_seed(seed)
-            if devices:
-                torch.cuda.manual_seed(seed)
+        with global_random(on, seed):
             yield
 
     @torch.no_grad()

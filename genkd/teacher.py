@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from genkd.card import INPUT_FLAGS, InputCard, ModelCard, ModelSpec
+from genkd.device import Constant
 from genkd.errors import ConfigurationError, InputFileRefused, ResourceExhausted, UsageError
 from genkd.fingerprint import COUNTER, expected_of, require_match, shapes_in_file
 from genkd.inspection import Inspection, inspect_file
@@ -84,6 +85,9 @@ class Teacher(nn.Module):
         self.sha256 = sha256
         self.places = tuple(range(card.spec.num_classes) if places is None else places)
         self.known = tuple(sorted(self.places if known is None else known))
+        output_of = {place: output for output, place in enumerate(self.places)}
+        self._known = Constant(self.known)
+        self._outputs = Constant([output_of[place] for place in self.known])
         shape = (1, card.input.channels, 1, 1)
         self.register_buffer("mean", torch.tensor(card.input.mean).reshape(shape))
         self.register_buffer("std", torch.tensor(card.input.std).reshape(shape))
@@ -108,10 +112,9 @@ class Teacher(nn.Module):
         if self.known == self.places == tuple(range(classes)):
             return outputs
         logits = outputs.new_full((len(outputs), classes), UNKNOWN)
-        known = torch.tensor(self.known, device=outputs.device)
         if self.known != self.places:
-            outputs = outputs[:, [self.places.index(one) for one in self.known]]
-        return logits.index_copy(1, known, outputs)
+            outputs = outputs[:, self._outputs.on(outputs.device)]
+        return logits.index_copy(1, self._known.on(outputs.device), outputs)
 
     def knowing(self, classes: Sequence[int]) -> Self:
         """The same network, asked about some of its classes only.

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from genkd.bank import SynthesisBank
 from genkd.baselines.presets import unread_keys
-from genkd.cost import is_out_of_memory, memory_in_use_bytes
+from genkd.cost import is_out_of_memory, memory_in_use_bytes, reset_peak_memory
 from genkd.device import Device
 from genkd.ensemble import Ensemble
 from genkd.errors import ConfigurationError, InputFileRefused, ResourceExhausted
@@ -77,9 +77,10 @@ class Trained:
     Attributes:
         bank: The images at the end.
         seconds: Wall time.
-        core_seconds: Processor time of this process, over all its threads.
-        phase_seconds: The same by phase.
-        phase_memory_bytes: The most memory in use at the end of a phase, by phase.
+        core_seconds: Processor time of this process, over all its threads; of a GPU none.
+        phase_seconds: Wall time by phase.
+        phase_memory_bytes: The most memory in use at the end of a phase, by phase; on a GPU what
+            torch held there, for this phase or for one before.
         rounds: Rounds done.
         samples: Images ever put into the bank.
         teacher_passes: Images that went through the teacher.
@@ -230,10 +231,12 @@ def train_student(
         ResourceExhausted: If memory runs out even with the smallest batch, or the disk is full.
     """
     recipe = recipe.within(budget)
+    reset_peak_memory(device.torch)
     training = _Training(teacher, student, recipe, device, seed, label_embeddings, prior)
     state = run.load_checkpoint()  # before the first event: it cuts off what came later
     if state is None:
         run.event("start", seed=seed, budget=str(budget), device=str(device.torch))
+        _warn_of_uncounted_work(run, budget, device)
     else:
         training.load_state_dict(state)
         run.event("resume", round=training.round, seconds=training.seconds)
@@ -335,7 +338,7 @@ def _round(
             training.round,
         )
         training.student_passes += recipe.student_steps * training.learner.batch
-    # The one wait for the device in a round: figures become numbers.
+    # Figures become numbers here, all at once: each waits for the device.
     losses = {
         k: v.item()
         for k, v in {
@@ -414,6 +417,17 @@ def _in_memory(
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         _warn(run, round_number, f"out of memory: the batch is halved to {batch} images")
+
+
+def _warn_of_uncounted_work(run: RunDirectory, budget: Budget, device: Device) -> None:
+    kind = device.torch.type
+    if budget.unit == "core-seconds" and kind != "cpu":
+        _warn(
+            run,
+            0,
+            f"a budget in core-seconds counts the processor's work only, not what {kind} does: "
+            "give seconds or passes, or --device cpu",
+        )
 
 
 def _warn(run: RunDirectory, round_number: int, message: str) -> None:

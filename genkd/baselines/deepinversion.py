@@ -45,8 +45,9 @@ class DeepInversion(Baseline):
         pixels = pixels.contiguous(memory_format=torch.channels_last).requires_grad_()
         optimizer = torch.optim.Adam([pixels], lr=self.recipe.generator_rate)
         losses: Losses = {}
-        for _ in range(self.recipe.generator_steps):
-            objective, losses = self._losses(self._jittered(pixels), labels, student, steer)
+        for shift in self._shifts():
+            jittered = pixels.roll(shift, dims=(2, 3))  # all images of the batch alike
+            objective, losses = self._losses(jittered, labels, student, steer)
             optimizer.zero_grad(set_to_none=True)
             objective.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -56,11 +57,12 @@ class DeepInversion(Baseline):
         # The clamp is of normalised pixels; going back may round past the ends.
         return (mean + std * pixels.detach()).clamp(0, 1), losses
 
-    def _jittered(self, pixels: Tensor) -> Tensor:
-        """All images of the batch rolled by the same few pixels."""
-        on = self.device.torch
-        shifts = torch.randint(-JITTER, JITTER + 1, (2,), generator=self.random, device=on)
-        return pixels.roll(shifts.tolist(), dims=(2, 3))
+    def _shifts(self) -> list[list[int]]:
+        """How far each step rolls the batch down and right; at once, for numbers are waited for."""
+        shape, on = (self.recipe.generator_steps, 2), self.device.torch
+        shifts = torch.randint(-JITTER, JITTER + 1, shape, generator=self.random, device=on)
+        found: list[list[int]] = shifts.tolist()
+        return found
 
     def _losses(
         self, pixels: Tensor, labels: Tensor, student: nn.Module, steer: bool

@@ -326,3 +326,15 @@ def test_a_claim_holds_only_outside_the_interval() -> None:
     assert any("4 - 1" in line and "above zero" in line for line in lines)
     assert any("4 - 9" in line and "open" in line for line in lines)
     assert not any("5 - 1" in line for line in lines)  # row 5 was not run
+
+
+@pytest.mark.parametrize(
+    ("budget", "device"),
+    [("600core-seconds", "cpu"), ("275000passes", "auto"), ("10m", "auto"), ("90 s", "auto")],
+)
+def test_core_seconds_are_spent_on_the_processor_that_they_count(
+    budget: str, device: str, commands: Commands, tmp_path: Path
+) -> None:
+    trials.run_trial(dataclasses.replace(TRIAL, budget=budget), tmp_path, "data")
+    asked = commands.asked[0]
+    assert asked[asked.index("--device") + 1] == device

@@ -172,3 +172,43 @@ def test_a_single_image_has_nobody_to_be_blended_with() -> None:
     assert torch.equal(
         augment(image, affine=0, texture=0, mixed_share=1, generator=seeded()), image
     )
+
+
+def shifted(side: int, channels: int, autocast: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, the same shifted by up to half a side, and the gradient that reaches them."""
+    images = torch.rand(64, channels, side, side, generator=seeded()).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out = random_shift(images, 0.5, seeded(1))
+    out.backward(torch.randn(out.shape, generator=seeded(2)))  # type: ignore[no-untyped-call]
+    assert images.grad is not None
+    return images.detach(), out.detach(), images.grad
+
+
+@pytest.mark.parametrize(("side", "channels"), [(28, 1), (32, 1), (32, 3), (56, 3)])
+def test_a_shift_under_autocast_is_that_of_float32(side: int, channels: int) -> None:
+    (_, *found), (_, *expected) = (shifted(side, channels, autocast) for autocast in (True, False))
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype is torch.float32
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(("side", "tolerance"), [(28, 1e-5), (32, 0.0)])
+def test_a_shift_under_autocast_blurs_nothing(side: int, tolerance: float) -> None:
+    images, out, _ = shifted(side, 1, True)
+    half = side // 2
+    framed = torch.nn.functional.pad(images, (half, half, half, half))
+    places = framed.unfold(2, side, 1).unfold(3, side, 1)[:, 0]  # (B, y, x, side, side)
+    for crops, image in zip(places, out[:, 0], strict=True):
+        distance = torch.minimum(
+            *((crops - one).abs().amax((2, 3)) for one in (image, image.flip(1)))
+        )
+        assert float(distance.min()) <= tolerance
+
+
+def test_a_map_leaves_images_of_half_precision_in_it() -> None:
+    images = noise().bfloat16()
+    for autocast in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = random_shift(images, 0.125, seeded())
+        assert out.dtype is torch.bfloat16
+        assert torch.equal(out, random_shift(images.float(), 0.125, seeded()).bfloat16())

@@ -208,3 +208,23 @@ def test_the_state_of_another_bank_is_refused_and_changes_nothing(change: dict[s
     with pytest.raises(InputFileRefused, match="do not fit"):
         bank.load_state_dict({**bank.state_dict(), **change})
     assert numbers(bank) == list(range(4, 12))
+
+
+def test_chances_are_those_of_the_images_that_are_kept_now() -> None:
+    def by_hand(bank: SynthesisBank, seed: int) -> Tensor:
+        labels = bank.state_dict()["labels"]
+        assert isinstance(labels, Tensor)
+        chances = (1 / torch.bincount(labels).clamp_min(1).float())[labels]
+        return labels[torch.multinomial(chances, 50, True, generator=random(seed))]
+
+    def random(seed: int) -> torch.Generator:
+        return torch.Generator().manual_seed(seed)
+
+    bank, other = filled(12), filled(5)
+    for seed in range(2):  # the second draw is of remembered chances
+        assert torch.equal(bank.draw(50, random(seed))[1], by_hand(bank, seed))
+    bank.add(torch.zeros(3, *SHAPE, dtype=torch.uint8), torch.tensor([4, 4, 0]), torch.ones(3))
+    assert torch.equal(bank.draw(50, random(2))[1], by_hand(bank, 2))
+    other.draw(1, random(3))
+    other.load_state_dict(bank.state_dict())
+    assert torch.equal(other.draw(50, random(3))[1], by_hand(bank, 3))

@@ -127,3 +127,20 @@ def test_a_teachers_classes_are_found_by_name(
 def test_a_teacher_asked_about_some_classes_says_nothing_of_the_others() -> None:
     teacher = Teacher(Saying(1.0, 2.0, 3.0), CARD, "").among(("c", "x", "a", "b"))
     assert teacher.knowing((3, 0))(IMAGES)[0].tolist() == [3.0, UNKNOWN, UNKNOWN, 2.0]
+
+
+def test_who_was_asked_without_gradients_still_passes_them_on() -> None:
+    class Weighing(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.flatten(1).sum(1, keepdim=True) * torch.tensor([1.0, 2.0, 3.0])
+
+    earlier, teacher = (Teacher(Weighing(), CARD, "").knowing(k) for k in ((0, 1, 2), (2, 0)))
+    for asked in (teacher, TeacherWithMemory(teacher, earlier)):
+        with torch.inference_mode():  # as `evaluate` asks
+            said = asked(IMAGES + 0.5)
+        images = (IMAGES + 0.5).requires_grad_()
+        answer = asked(images)
+        torch.testing.assert_close(answer, said.clone())
+        answer[:, 2].sum().backward()
+        assert images.grad is not None
+        assert bool((images.grad != 0).all())

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from genkd import onnx_teacher
 from genkd.card import InputCard, card_to_json
 from genkd.errors import ConfigurationError, GenKDError, InputFileRefused, UsageError
 from genkd.evaluate import evaluate
@@ -23,7 +25,7 @@ from genkd.inspection import inspect_file
 from genkd.teacher import Teacher, load_teacher
 
 onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 GRAY = InputCard(4, 4, 1, (0.5,), (0.25,))
@@ -416,3 +418,32 @@ def test_the_session_uses_as_many_threads_as_torch(
     (session,) = network._sessions.values()
     assert session.get_session_options().intra_op_num_threads == 1
     assert session.get_providers() == ["CPUExecutionProvider"]
+
+
+def test_a_gpu_other_than_the_first_has_a_session_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network: Any = load_teacher(write(tmp_path, linear()), input_card=GRAY).network
+    asked: list[Any] = []
+    runtime: Any = SimpleNamespace(
+        SessionOptions=onnxruntime.SessionOptions,
+        get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+        InferenceSession=lambda data, options, providers: asked.append(providers),
+    )
+    monkeypatch.setattr("genkd.onnx_teacher.require_package", lambda name: runtime)
+    for device in ("cuda:1", "cuda:0", "cpu"):
+        onnx_teacher._open(network.file, torch.device(device))
+    cpu = "CPUExecutionProvider"
+    gpus = [[("CUDAExecutionProvider", {"device_id": number}), cpu] for number in (1, 0)]
+    assert asked == [*gpus, [cpu]]
+
+
+@pytest.mark.parametrize(
+    "message", ["Failed to allocate memory for requested buffer", "CUDA failure 2: out of memory"]
+)
+def test_a_runtime_without_memory_lets_callers_halve_their_batch(
+    message: str, tmp_path: Path
+) -> None:
+    network: Any = load_teacher(write(tmp_path, linear()), input_card=GRAY).network
+    found = onnx_teacher._failed(network.file, RuntimeError(message), "fails")
+    assert isinstance(found, MemoryError)

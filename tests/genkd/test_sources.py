@@ -139,3 +139,26 @@ def test_without_batch_norm_the_pixels_are_measured_against_the_card() -> None:
     sources.measure(pixels * 0.9, requests)[1].backward()
     assert pixels.grad is not None
     assert float(pixels.grad.abs().sum()) > 0
+
+
+def test_who_is_asked_is_found_out_once_for_the_same_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sources = sources_of(member(5, 0, 1), member(7, 2))
+    counted, unique = [], torch.unique
+
+    def count(values: Tensor) -> Tensor:
+        counted.append(1)
+        return unique(values)
+
+    monkeypatch.setattr("genkd.sources.torch.unique", count)
+    images = torch.rand(3, 1, 8, 8, generator=seeded())
+    requests = torch.tensor([0, 2, 1])
+    for _ in range(3):
+        assert sources.answer(images, requests).amax(1).tolist() == [5.0, 7.0, 5.0]
+        sources.measure(images, requests)
+    assert len(counted) == 1
+    requests[0] = 2  # the same tensor, other requests
+    assert sources.answer(images, requests).amax(1).tolist() == [7.0, 7.0, 5.0]
+    assert sources.answer(images, torch.tensor([2, 0, 0])).amax(1).tolist() == [7.0, 5.0, 5.0]
+    assert len(counted) == 3

@@ -390,6 +390,39 @@ def test_the_teacher_is_left_without_hooks_however_training_ends(
     assert not any(module._forward_pre_hooks for module in teacher.modules())
 
 
+# -- GPUs ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("budget", "kind", "told"),
+    [
+        ("600 core-seconds", "cuda:1", True),
+        ("600 core-seconds", "mps", True),
+        ("600 core-seconds", "cpu", False),
+        ("600 s", "cuda", False),
+        ("600 passes", "cuda", False),
+    ],
+)
+def test_it_is_told_that_core_seconds_count_nothing_of_a_gpu(
+    budget: str, kind: str, told: bool, run: RunDirectory, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = Device(torch.device(kind), "fp32")
+    run.event("start")
+    with caplog.at_level(logging.WARNING):
+        train_module._warn_of_uncounted_work(run, Budget.parse(budget), device)
+    assert len(caplog.messages) == len(events(run, "warning")) == told
+    assert all("counts the processor's work only" in message for message in caplog.messages)
+
+
+def test_the_peak_of_a_gpu_is_that_of_this_run(
+    teacher: Teacher, run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reset: list[torch.device] = []
+    monkeypatch.setattr(train_module, "reset_peak_memory", reset.append)
+    train(teacher, run, "1 passes")
+    assert reset == [CPU.torch]
+
+
 # -- memory ----------------------------------------------------------------------------------------
 
 CPU_MESSAGE = (

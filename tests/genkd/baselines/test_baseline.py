@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import get_args
@@ -149,16 +150,33 @@ def test_images_are_shown_shifted_while_they_are_made_and_kept_as_they_are(
     assert float((as_images(kept) - drawn[2]).abs().max()) <= 0.5 / 255 + 1e-6
 
 
-def test_deepinversion_sees_the_batch_rolled_by_a_few_pixels(teacher: Teacher) -> None:
-    baseline = make("deepinversion", teacher)
+@pytest.mark.parametrize("steps", [1, 3, 200])
+def test_deepinversion_rolls_the_batch_by_a_few_pixels_in_each_step(
+    teacher: Teacher, steps: int
+) -> None:
+    baseline = make("deepinversion", teacher, generator_steps=steps)
     assert isinstance(baseline, DeepInversion)
-    pixels = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-    rolls = [pixels.roll((y, x), dims=(2, 3)) for y in range(-2, 3) for x in range(-2, 3)]
-    found = set()
-    for _ in range(200):
-        rolled = baseline._jittered(pixels)
-        found.add(*(n for n, each in enumerate(rolls) if torch.equal(each, rolled)))
-    assert found == set(range(25))
+    one_by_one = torch.Generator().manual_seed(0)
+    one_by_one.set_state(baseline.random.get_state())
+    shifts = baseline._shifts()
+    # All at once, but the numbers of one step after the other: runs of before stay what they were.
+    for shift in shifts:
+        assert shift == torch.randint(-2, 3, (2,), generator=one_by_one).tolist()
+    assert torch.equal(one_by_one.get_state(), baseline.random.get_state())
+    if steps == 200:
+        assert {tuple(shift) for shift in shifts} == {
+            (y, x) for y in range(-2, 3) for x in range(-2, 3)
+        }
+
+
+def test_deepinversion_sees_the_batch_rolled(teacher: Teacher) -> None:
+    baseline, student, seen = make("deepinversion", teacher), pupil(teacher), []
+    assert isinstance(baseline, DeepInversion)
+    baseline._shifts = lambda: [[0, 0], [2, 1], [0, 0]]  # type: ignore[method-assign]
+    baseline.recipe = dataclasses.replace(baseline.recipe, generator_rate=1e-7)
+    teacher.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    baseline.synthesise(student, steer=False)
+    torch.testing.assert_close(seen[1], seen[2].roll((2, 1), dims=(2, 3)))  # 0 is not clamped
 
 
 @pytest.mark.parametrize("method", METHODS)
