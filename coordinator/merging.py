@@ -22,7 +22,7 @@ from genkd.canonical import canonical_json, parse_json
 from genkd.card import ModelCard
 from genkd.digest import sha256_bytes
 from genkd.durable import atomic_write, unwritable
-from genkd.errors import ConfigurationError, InputFileRefused, UsageError
+from genkd.errors import ConfigurationError, InputFileRefused, ResourceExhausted, UsageError
 from genkd.provenance.release import SIZE_LIMITS, read_bounded, read_receipt
 from genkd.provenance.statement import STUDENT_NAME, RecipeValue
 from genkd.provenance.typed_data import to_hex
@@ -181,6 +181,7 @@ def fault_of_member(release: Path, card: ModelCard, method: MergeMethod) -> str 
         return None
     import torch
 
+    from genkd.cost import is_out_of_memory
     from genkd.merge import ensemble_of, member_of
 
     image = card.input
@@ -194,9 +195,12 @@ def fault_of_member(release: Path, card: ModelCard, method: MergeMethod) -> str 
             finite = bool(member(noise).isfinite().all())
     except (InputFileRefused, ConfigurationError) as error:
         return error.message
-    except MemoryError:
-        raise
     except Exception as error:  # a network of any architecture, of images that it was not made for
+        if is_out_of_memory(error):  # which is not its fault
+            raise ResourceExhausted(
+                "memory ran out while a release was tried",
+                hint="close other programs and repeat the same command",
+            ) from error
         return f"it cannot take the federation's images: {type(error).__name__}"
     return None if finite else "its answers are not finite"
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from genkd.card import INPUT_FLAGS, InputCard, ModelCard, ModelSpec
+from genkd.cost import is_out_of_memory
 from genkd.device import Constant
 from genkd.errors import ConfigurationError, InputFileRefused, ResourceExhausted, UsageError
 from genkd.fingerprint import COUNTER, expected_of, require_match, shapes_in_file
@@ -284,7 +285,7 @@ def _try_out(teacher: Teacher, source: str) -> None:
             logits = teacher(torch.full((2, image.channels, image.height, image.width), 0.5))
     except Exception as error:  # vision transformers assert, a person's own code raises anything
         reason = str(error).partition("\n")[0][:200]
-        if "allocate memory" in reason:  # torch raises no type of its own on the CPU
+        if is_out_of_memory(error):
             raise MemoryError from error
         raise ConfigurationError(
             f"{source} cannot take images of {image.channels}x{size}: {reason}",

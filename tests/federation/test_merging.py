@@ -14,7 +14,13 @@ import pytest
 from coordinator import merging
 from coordinator.merging import MergeMethod, MergePlan, fault_of_member, merge_releases
 from genkd.card import ModelCard, card_from_json, card_to_json
-from genkd.errors import ConfigurationError, InputFileRefused, Interrupted, UsageError
+from genkd.errors import (
+    ConfigurationError,
+    InputFileRefused,
+    Interrupted,
+    ResourceExhausted,
+    UsageError,
+)
 from genkd.provenance.typed_data import to_hex
 from genkd.weights import STUDENT_FILE, read_card, read_header
 from tests.federation.memory_federation import (
@@ -270,6 +276,20 @@ def test_a_release_whose_network_cannot_work_is_found_before_the_merge(
     data = model_bytes(state, {"v": 1, "card": card_to_json(card)})
     release = federation.nodes[0].sign(tmp_path / "releases", student=data)
     assert fault_of_member(release, card, MergeMethod.DISTILL) == why
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't allocate memory: 1 GB")])
+def test_a_coordinator_without_memory_blames_no_release(
+    different: list[Path], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    from genkd.ensemble import Ensemble
+
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Ensemble, "forward", fails)
+    with pytest.raises(ResourceExhausted, match="memory ran out"):
+        fault_of_member(different[0], TOY, MergeMethod.DISTILL)
 
 
 def test_a_release_that_knows_its_classes_is_a_member(different: list[Path]) -> None:
