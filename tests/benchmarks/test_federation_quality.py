@@ -4,31 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from federation_quality import _accuracy, _accuracy_told
-from torch import Tensor, nn
 
-from genkd.card import InputCard, ModelCard, ModelSpec
 from genkd.ensemble import Ensemble, Member
 from genkd.images import LabelledImages
-from genkd.teacher import Teacher
+from tests.genkd.fixed_members import member
 
-CARD = ModelCard(ModelSpec("fixed", 3, 1), InputCard(1, 1, 1, (0.0,), (1.0,)), ("a", "b", "c"), "")
 IMAGES = LabelledImages(np.zeros((3, 1, 1, 1), np.uint8), np.array([0, 1, 2]))
-
-
-class Saying(nn.Module):
-    def __init__(self, *logits: float) -> None:
-        super().__init__()
-        self.logits = torch.tensor(logits)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.logits.expand(len(images), -1)
-
-
-def member(*logits: float, knows: tuple[int, ...]) -> Member:
-    student = Teacher(Saying(*logits), CARD, str(logits)).knowing(knows)
-    return Member(student, (1.0,) * len(knows))
 
 
 @pytest.mark.parametrize(

@@ -445,6 +445,13 @@ def test_attack_is_refused_with_its_reason_and_leaves_nothing(world: World, atta
     assert list(world.store.accepted(RUN, ROUND)) == []
 
 
+def test_statistics_of_another_scale_are_honest(world: World) -> None:
+    """Behind BatchNorm a scale means nothing: a student of the demo had 1,180 times."""
+    files = scaled(2000.0, "bn.running_mean", "bn.running_var")(world)
+    result = world.submit(files)
+    assert (result.accepted, result.reason) == (True, "")
+
+
 @pytest.mark.usefixtures("nobody_looks")
 def test_refused_attacks_do_not_stand_in_the_way_of_the_honest(world: World) -> None:
     for attack in ("forged signature", "bit flipped in the bundle", "NaN", "weights x1000"):

@@ -8,35 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genkd.card import InputCard, ModelCard, ModelSpec
-from genkd.digest import sha256_bytes
-from genkd.ensemble import LEAST, Ensemble, Member, TeacherWithMemory
+from genkd.ensemble import LEAST, Ensemble, TeacherWithMemory
 from genkd.teacher import UNKNOWN, Teacher
+from tests.genkd.fixed_members import CARD, Saying, member
 
-CARD = ModelCard(
-    ModelSpec("fixed", 3, 1), InputCard(1, 1, 1, (0.0,), (1.0,)), ("a", "b", "c"), "for tests"
-)
 IMAGES = torch.zeros(2, 1, 1, 1)
-
-
-class Saying(nn.Module):
-    """Answers the same of every image."""
-
-    def __init__(self, *logits: float) -> None:
-        super().__init__()
-        self.logits = torch.tensor(logits)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.logits.expand(len(images), -1)
-
-
-def member(
-    *logits: float,
-    knows: tuple[int, ...],
-    competence: tuple[float, ...] | None = None,
-) -> Member:
-    student = Teacher(Saying(*logits), CARD, sha256_bytes(str(logits).encode())).knowing(knows)
-    return Member(student, competence or (1.0,) * len(knows))
 
 
 def test_one_member_is_believed_about_what_it_knows_only() -> None:
